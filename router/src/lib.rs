@@ -1,1 +1,6 @@
-//! Sluice router.
+//! Sluice: a gateway that scores each request, serves it on a small model in this process or forwards it to a large
+//! remote one, and says why and for how much.
+//!
+//! Modules are declared in dependency order: **a module uses only modules declared above it** (a test keeps this).
+
+pub mod domain;

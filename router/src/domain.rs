@@ -1,0 +1,18 @@
+//! Pure values that every other module speaks in: requests, answers, decisions, money. No I/O, no serde, no clocks:
+//! wire and storage shapes live beside the code that reads and writes them.
+
+pub mod answer;
+pub mod decision;
+pub mod money;
+pub mod request;
+
+pub use answer::{AnswerText, Chunk, Finish, FinishReason, TokenLogprob, Usage};
+pub use decision::{
+    Candidate, Constraints, Decision, EntryStatus, ExcludedBy, PolicyRef, Reason, ReasonCode,
+    Route, Score, ScoreOutOfRange,
+};
+pub use money::{Cost, CostBasis, MoneyError, NanoUsd, PicoUsdPerToken};
+pub use request::{
+    AttemptId, Labels, Limits, Message, ModelId, Part, Placement, PlacementConflict, Request,
+    RequestId, Role, TenantId,
+};
