@@ -4,3 +4,4 @@
 //! Modules are declared in dependency order: **a module uses only modules declared above it** (a test keeps this).
 
 pub mod domain;
+pub mod evidence;

@@ -1,0 +1,6 @@
+//! Recorded outcomes and the statistics on them.
+//!
+//! Everything here is pure: rows in, numbers out. It knows qualities, scores and losses; it must not know policies, backends,
+//! the ledger or the wire, because the same functions judge a scorer at training time, a policy at `tune` and live traffic.
+
+pub mod certificate;
