@@ -1,0 +1,236 @@
+//! What comes back from the gateway: an initial decision, a stream of events, and errors that say what was used.
+
+use crate::domain::{Constraints, Cost, Decision, FinishReason, NanoUsd, RequestId, Usage};
+use futures_util::Stream;
+use std::pin::Pin;
+use std::time::Duration;
+
+/// Events of one answer. Ends after `Finished` or after the first error; dropping it hangs up.
+pub type ReplyStream = Pin<Box<dyn Stream<Item = Result<ReplyEvent, GatewayError>> + Send>>;
+
+/// A request that was accepted and decided; the answer is still to come.
+pub struct Reply {
+    /// Names the request and its ledger entry.
+    pub request_id: RequestId,
+    /// The initial decision.
+    pub decision: Decision,
+    /// What placement, key and rules allowed.
+    pub constraints: Constraints,
+    /// The answer.
+    pub events: ReplyStream,
+}
+
+/// One event of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReplyEvent {
+    /// The decision changed; only before the first `Text`.
+    Rerouted(Box<Decision>),
+    /// More text; never empty.
+    Text(String),
+    /// The answer is complete.
+    Finished(Box<Summary>),
+}
+
+/// A finished request, summed up over all its attempts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Tokens used.
+    pub usage: Usage,
+    /// Processor time of the local model, in seconds.
+    pub cpu_seconds: f64,
+    /// What it cost.
+    pub cost: Cost,
+    /// Why the answer ended.
+    pub finish_reason: FinishReason,
+    /// The decision that held at the end.
+    pub decision: Decision,
+    /// What placement, key and rules allowed.
+    pub constraints: Constraints,
+    /// What the first large model would have cost (an estimate).
+    pub baseline: Cost,
+    /// Baseline − cost; may be negative; an estimate.
+    pub saved: NanoUsd,
+    /// The model's own name for itself; empty where it gives none.
+    pub response_model: String,
+    /// From arrival to the end of the answer.
+    pub latency: Duration,
+}
+
+/// What a failed request used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailureReport {
+    /// Names the request and its ledger entry.
+    pub request_id: RequestId,
+    /// Tokens used over all attempts.
+    pub usage: Usage,
+    /// Cost over all attempts.
+    pub cost: Cost,
+    /// The decision, where one was made.
+    pub decision: Option<Box<Decision>>,
+    /// What placement, key and rules allowed, where that was computed.
+    pub constraints: Option<Box<Constraints>>,
+}
+
+/// A failed request: why, and what it used meanwhile.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct GatewayError {
+    /// Why.
+    pub kind: GatewayErrorKind,
+    /// What was used; `None` before a request was admitted.
+    pub report: Option<Box<FailureReport>>,
+}
+
+/// A budget's window, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BudgetWindow {
+    /// From midnight to midnight.
+    Day,
+    /// A calendar month.
+    Month,
+}
+
+impl BudgetWindow {
+    /// The word used on the wire and in messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Month => "month",
+        }
+    }
+}
+
+/// Why a request failed, by what the caller can do about it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GatewayErrorKind {
+    /// No policy of that name is loaded.
+    #[error("policy `{name}` does not exist; known policies: {known}")]
+    UnknownPolicy {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// Client, key, policy or rule contradict each other.
+    #[error("{0}")]
+    PlacementConflict(String),
+    /// No model may serve the request: each candidate and why not.
+    #[error("no model can serve this request: {0}")]
+    NoCandidate(String),
+    /// No candidate can honour a field of the request.
+    #[error("`{field}` can't be honoured: {why}")]
+    Unsupported {
+        /// The field, such as `limits.seed`.
+        field: String,
+        /// Why.
+        why: String,
+    },
+    /// The prompt does not fit any candidate's context.
+    #[error("the prompt is too long: {0}")]
+    PromptTooLong(String),
+    /// A budget is exhausted and the policy has no free way.
+    #[error(
+        "the {} budget of tenant `{tenant}` is exhausted: limit {limit}, spent {spent}, held {held}, this request needs up to {asked}",
+        window.as_str()
+    )]
+    BudgetExhausted {
+        /// Whose.
+        tenant: String,
+        /// Which window.
+        window: BudgetWindow,
+        /// The limit.
+        limit: NanoUsd,
+        /// Spent so far.
+        spent: NanoUsd,
+        /// Held by attempts in flight.
+        held: NanoUsd,
+        /// What this attempt would hold.
+        asked: NanoUsd,
+        /// Until the window ends.
+        resets_in: Duration,
+    },
+    /// Too much to do: come back later.
+    #[error("overloaded: {what}; retry in {} ms", retry_after.as_millis())]
+    Overloaded {
+        /// What is full.
+        what: String,
+        /// When it may be worth another try.
+        retry_after: Duration,
+    },
+    /// No backend is up.
+    #[error("unavailable: {what}")]
+    Unavailable {
+        /// Which, and what happened.
+        what: String,
+        /// When it may be worth another try.
+        retry_after: Duration,
+    },
+    /// The small model declined and the request may not leave the process.
+    #[error("the small model declined this request and placement `local-only` ({by}) forbids asking a remote one")]
+    Declined {
+        /// Who asked for local-only.
+        by: String,
+    },
+    /// The remote model refused the request as it is.
+    #[error("the model refused the request: {0}")]
+    UpstreamRejected(String),
+    /// The answer was cut after its first byte; what was shown is not complete.
+    #[error("the answer was cut off: {0}")]
+    Cut(String),
+    /// The caller's deadline passed.
+    #[error("the deadline passed {0}")]
+    DeadlineExceeded(String),
+    /// The caller hung up.
+    #[error("the caller hung up")]
+    Cancelled,
+    /// Paid attempts can't be recorded, so none is made.
+    #[error("paid requests are refused while the journal can't be written: {0}")]
+    JournalUnwritable(String),
+    /// The ledger has no such entry for this tenant.
+    #[error("there is no entry `{0}`")]
+    UnknownEntry(String),
+    /// The gateway is shutting down.
+    #[error("shutting down; retry against another replica")]
+    ShuttingDown,
+    /// A fault of the gateway itself.
+    #[error("internal fault: {0}")]
+    Internal(String),
+}
+
+impl GatewayErrorKind {
+    /// A stable code for the ledger, logs and metrics.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownPolicy { .. } => "unknown_policy",
+            Self::PlacementConflict(_) => "placement_conflict",
+            Self::NoCandidate(_) => "no_candidate",
+            Self::Unsupported { .. } => "unsupported",
+            Self::PromptTooLong(_) => "prompt_too_long",
+            Self::BudgetExhausted { .. } => "budget_exhausted",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Declined { .. } => "declined",
+            Self::UpstreamRejected(_) => "upstream_rejected",
+            Self::Cut(_) => "cut",
+            Self::DeadlineExceeded(_) => "deadline_exceeded",
+            Self::Cancelled => "cancelled",
+            Self::JournalUnwritable(_) => "journal_unwritable",
+            Self::UnknownEntry(_) => "unknown_entry",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal(_) => "internal",
+        }
+    }
+}
+
+/// How a request would be decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// The decision.
+    pub decision: Decision,
+    /// What placement, key and rules allowed.
+    pub constraints: Constraints,
+    /// State of the policy's certificate: `valid`, `missing`, or why it does not match.
+    pub certificate: String,
+    /// Features that moved the score most, strongest first, in words.
+    pub strongest: Vec<String>,
+}
