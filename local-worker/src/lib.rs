@@ -1,1 +1,2 @@
 //! Small language models, in process.
+pub mod scorer;

@@ -1,0 +1,136 @@
+//! Text → features → raw score: will the small model's answer to this conversation be good enough?
+//!
+//! The score is a hashed linear model, because it must cost microseconds in front of every request and learn from a few
+//! thousand outcomes: word 1–2-grams and character 3–5-grams hashed into one table of 16-bit weights, plus a few dozen
+//! surface features (lengths, digits, questions, code, lists). Nothing is allocated while scoring.
+//!
+//! At most [`EXCERPT_BYTES`] bytes of a conversation are looked at: all of it when it is shorter, else its head, its tail
+//! and windows spread evenly over the middle. Lengths and turn counts are always those of the whole.
+//!
+//! The result is a log-odds that means nothing by itself: calibration, pairs of models and thresholds belong to the router,
+//! and this module must not know them.
+
+mod excerpt;
+mod features;
+mod file;
+mod learner;
+mod reasons;
+mod surface;
+
+pub use excerpt::EXCERPT_BYTES;
+pub use file::ScorerFileError;
+pub use learner::{Example, FitError, FitOptions, Learner};
+pub use reasons::Reason;
+
+use features::{GROUPS, Sink, visit};
+use surface::{SURFACE, Surface};
+
+/// Who speaks in a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// Instructions of the calling service.
+    System,
+    /// The person or service that asks.
+    User,
+    /// An earlier answer.
+    Assistant,
+    /// The result of a tool.
+    Tool,
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'text> {
+    /// Who speaks.
+    pub speaker: Speaker,
+    /// What is said.
+    pub text: &'text str,
+}
+
+impl<'text> Turn<'text> {
+    /// A turn of the asking side.
+    pub fn user(text: &'text str) -> Self {
+        Self { speaker: Speaker::User, text }
+    }
+}
+
+/// A fitted linear model over hashed features; immutable, cheap to share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scorer {
+    /// Hashed weights in units of `scale`; the length is a power of two.
+    weights: Box<[i16]>,
+    /// What one unit of a hashed weight is worth.
+    scale: f32,
+    /// Weights of the surface features; the first is the bias.
+    surface: [f32; SURFACE],
+    /// Examples seen while fitting, every epoch counted.
+    seen: u64,
+    /// First 16 hex digits of the blake3 hash of the file.
+    version: String,
+}
+
+impl Scorer {
+    /// Raw log-odds that the small model's answer is good enough; finite for any text. Costs microseconds and allocates
+    /// nothing.
+    pub fn score(&self, turns: &[Turn<'_>]) -> f64 {
+        let mut sum = SumSink { weights: &self.weights, sums: [0; GROUPS], counts: [0; GROUPS] };
+        let surface = visit(turns, self.bits(), &mut sum);
+        let mut hashed = 0.0;
+        for (sum, count) in sum.sums.into_iter().zip(sum.counts) {
+            hashed += sum as f64 * group_norm(count);
+        }
+        hashed * f64::from(self.scale) + self.surface_score(&surface)
+    }
+
+    /// Examples seen while fitting, every epoch counted.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// Identifies this scorer: a hash of all its content.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn bits(&self) -> u32 {
+        self.weights.len().trailing_zeros()
+    }
+
+    fn surface_score(&self, surface: &Surface) -> f64 {
+        self.surface.iter().zip(surface.values()).map(|(weight, value)| f64::from(*weight) * f64::from(value)).sum()
+    }
+}
+
+/// The factor of each of `count` hashed features of a group: makes short and long texts comparable.
+fn group_norm(count: u32) -> f64 {
+    1.0 / f64::from(count.max(1)).sqrt()
+}
+
+/// Adds up weights; integers, so that the order of addition cannot matter.
+struct SumSink<'weights> {
+    weights: &'weights [i16],
+    sums: [i64; GROUPS],
+    counts: [u32; GROUPS],
+}
+
+impl SumSink<'_> {
+    #[inline(always)]
+    fn weight(&self, slot: usize) -> i64 {
+        i64::from(self.weights.get(slot).copied().unwrap_or(0))
+    }
+}
+
+impl Sink for SumSink<'_> {
+    #[inline(always)]
+    fn slots<const N: usize>(&mut self, group: usize, slots: [usize; N]) {
+        let mut sum = 0;
+        for slot in slots {
+            sum += self.weight(slot);
+        }
+        self.sums[group] += sum;
+        self.counts[group] += N as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests;
