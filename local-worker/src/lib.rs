@@ -1,2 +1,10 @@
 //! Small language models, in process.
+pub mod engine;
+pub mod model;
 pub mod scorer;
+
+pub use engine::{
+    ChatMessage, Event, FinishReason, Finished, GenerateError, GenerateRequest, Generation, Health, LoadSnapshot,
+    ModelInfo, ModelSource, SubmitError, Usage, UsageMeter, Worker, WorkerConfig,
+};
+pub use model::LoadError;

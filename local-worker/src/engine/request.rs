@@ -1,0 +1,249 @@
+//! What goes into a worker and what comes out: plain values, without behaviour, so that a caller can be written and tested
+//! against them alone.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Where a model's file comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A GGUF file.
+    Path(PathBuf),
+    /// The model compiled into this crate.
+    Bundled,
+}
+
+/// How much a worker takes on at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// Requests that may wait for a place; one more is refused with [`SubmitError::QueueFull`].
+    pub queue_capacity: usize,
+    /// Sequences decoded together; at least 1.
+    pub max_sequences: usize,
+    /// Prompt tokens worked through in one step, over all sequences; a cancelled request is noticed between two steps.
+    pub prefill_chunk: usize,
+    /// Compute threads. Only 1 is honoured: the second thread of a gateway belongs to its network side.
+    pub threads: usize,
+    /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for.
+    pub context_limit: Option<usize>,
+    /// Tokens at the start of an answer that may be held back while they could still become the decline text.
+    pub decline_hold: usize,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            queue_capacity: 64,
+            max_sequences: 8,
+            prefill_chunk: 128,
+            threads: 1,
+            context_limit: None,
+            decline_hold: 8,
+        }
+    }
+}
+
+/// One turn of a conversation, as chat templates see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, `tool`: whatever the model's template knows.
+    pub role: String,
+    /// The text; control tokens spelled out in it stay text.
+    pub content: String,
+}
+
+/// An answer to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// The conversation so far; not empty.
+    pub messages: Vec<ChatMessage>,
+    /// Tokens at most; unset, what the context leaves.
+    pub max_tokens: Option<u32>,
+    /// 0 takes the likeliest token each time; finite, at least 0.
+    pub temperature: f32,
+    /// Samples among the likeliest tokens of this much mass; above 0, at most 1.
+    pub top_p: f32,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Makes sampling repeatable.
+    pub seed: Option<u64>,
+    /// A request that can't be expected to end by then is refused, and given up when the moment passes.
+    pub deadline: Option<Instant>,
+}
+
+impl GenerateRequest {
+    /// A greedy request without limits.
+    pub fn greedy(messages: Vec<ChatMessage>) -> Self {
+        Self { messages, max_tokens: None, temperature: 0.0, top_p: 1.0, stop: Vec::new(), seed: None, deadline: None }
+    }
+}
+
+/// What happens while an answer is written, in order: one `Started`, any number of `Token`s, then `Finished` or `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The request has its place and the prompt is being read.
+    Started {
+        /// Tokens of the prompt, the template's own included.
+        prompt_tokens: u32,
+    },
+    /// One more token.
+    Token {
+        /// Text that is now certain; empty while a character is incomplete or a stop text may be under way.
+        text: String,
+        /// Index in the vocabulary. The token that ends an answer is reported too, with no text of its own.
+        id: u32,
+        /// Natural logarithm of its probability at temperature 1.
+        logprob: f32,
+        /// Distance of the likeliest token to the second, in log-probability; at least 0.
+        margin: f32,
+    },
+    /// The answer is complete.
+    Finished(Finished),
+    /// There will be no (more) answer.
+    Failed(GenerateError),
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop text came.
+    Stop,
+    /// As many tokens as allowed.
+    Length,
+    /// The model wrote its decline text; no text was passed on.
+    Declined,
+}
+
+/// How an answer ended and what it took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens generated, the ending one and declined ones included.
+    pub output_tokens: u32,
+    /// Processor time of the worker's thread, this request's share.
+    pub cpu_seconds: f64,
+}
+
+/// What a request has taken so far; readable while it runs and after it was cancelled or has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt worked through.
+    pub prompt_tokens: u32,
+    /// Tokens generated.
+    pub output_tokens: u32,
+    /// Processor time of the worker's thread, this request's share.
+    pub cpu_seconds: f64,
+}
+
+/// Why an accepted request got no complete answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GenerateError {
+    /// The model's thread panicked; the model is being loaded again.
+    #[error("the model's thread panicked, the model is loaded again; try once more")]
+    WorkerPanicked,
+    /// The deadline passed before the answer was complete.
+    #[error("the deadline passed before the answer was complete")]
+    DeadlinePassed,
+    /// The worker was shut down before the answer was complete.
+    #[error("the worker was shut down before the answer was complete")]
+    ShutDown,
+    /// The model produced something that is not a number.
+    #[error("the model's output is not a number at output token {0}; the weights or the prompt are faulty")]
+    NotANumber(u32),
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// As many requests wait as may.
+    #[error("{capacity} requests are waiting already, as many as the queue holds")]
+    QueueFull {
+        /// Requests that may wait.
+        capacity: usize,
+    },
+    /// The answer can't be expected by the deadline.
+    #[error("the answer would take about {predicted:?}, longer than the deadline allows")]
+    DeadlineUnreachable {
+        /// Predicted time to the end of the answer.
+        predicted: Duration,
+    },
+    /// The model is not there just now.
+    #[error("the model is not ready: {0}")]
+    Unhealthy(String),
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has at least {tokens} tokens, the context holds {context} with the answer; shorten the prompt")]
+    PromptTooLong {
+        /// Tokens counted, a lower bound for very long texts.
+        tokens: usize,
+        /// Tokens of prompt and answer together.
+        context: usize,
+    },
+    /// The model's chat template refused the conversation, or failed.
+    #[error("the chat template refused the conversation: {0}")]
+    Template(String),
+    /// A field of the request is out of its range.
+    #[error("{field} {problem}")]
+    Invalid {
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The worker accepts nothing any more.
+    #[error("the worker is shutting down")]
+    ShuttingDown,
+}
+
+/// Whether a worker can answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It answers.
+    Ready,
+    /// Its thread panicked and it loads the model again.
+    Reloading,
+    /// It could not be loaded again; it will not come back.
+    Failed(String),
+}
+
+/// What a model is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// The name it was started under.
+    pub name: String,
+    /// Tokens a conversation may hold, prompt and answer.
+    pub context_length: u32,
+    /// Weights, tied ones counted once.
+    pub parameters: u64,
+    /// Size of the file.
+    pub file_bytes: u64,
+    /// Memory taken by the weights as loaded.
+    pub resident_bytes: u64,
+    /// Format of most weights, such as `Q8_0`.
+    pub quantization: String,
+    /// Whether the file brings a chat template; without one a plain form is used.
+    pub has_chat_template: bool,
+    /// What the model writes when a request is not for it.
+    pub decline_text: Option<String>,
+    /// Time to load.
+    pub load_seconds: f64,
+    /// Hex blake3 hash of the file.
+    pub file_blake3: String,
+    /// Which kernels were chosen for this processor: `avx512-vnni`, `avx2` or `scalar`.
+    pub kernels: String,
+}
+
+/// How busy a worker is, and how fast it has been lately.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LoadSnapshot {
+    /// Requests waiting for a place.
+    pub waiting: usize,
+    /// Requests being answered.
+    pub running: usize,
+    /// Prompt tokens a second, over all sequences.
+    pub prefill_tokens_per_second: f64,
+    /// Generated tokens a second, over all sequences.
+    pub decode_tokens_per_second: f64,
+}
