@@ -33,9 +33,7 @@ impl Method {
 
     /// The method of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Method::ExactBinomial, Method::Betting]
-            .into_iter()
-            .find(|method| method.name() == name)
+        [Method::ExactBinomial, Method::Betting].into_iter().find(|method| method.name() == name)
     }
 }
 
@@ -142,9 +140,8 @@ impl Certificate {
     /// # Errors
     /// Text that is not TOML, unknown or missing keys, another schema, and values out of range, which are all reported at once.
     pub fn parse(text: &str) -> Result<Self, CertificateError> {
-        let raw: RawCertificate = toml::from_str(text).map_err(|error| {
-            CertificateError::Syntax(error.to_string().trim().replace('\n', " "))
-        })?;
+        let raw: RawCertificate = toml::from_str(text)
+            .map_err(|error| CertificateError::Syntax(error.to_string().trim().replace('\n', " ")))?;
         if raw.schema != CERTIFICATE_SCHEMA {
             return Err(CertificateError::Schema { found: raw.schema });
         }
@@ -160,8 +157,7 @@ impl Certificate {
     /// # Errors
     /// A value that cannot be written as TOML; not expected of a certificate that was solved or parsed.
     pub fn to_toml(&self) -> Result<String, CertificateError> {
-        let body = toml::to_string(&self.raw())
-            .map_err(|error| CertificateError::Syntax(error.to_string()))?;
+        let body = toml::to_string(&self.raw()).map_err(|error| CertificateError::Syntax(error.to_string()))?;
         let mut text = String::from(
             "# Written by `sluice train scorer --solve`; do not edit: a changed policy or scorer needs a new solution.\n",
         );
@@ -171,10 +167,7 @@ impl Certificate {
                 "# Scores of at least {threshold} go local: about {:.1} % of requests like the evidence.",
                 self.local_share * 100.0
             ),
-            None => writeln!(
-                text,
-                "# Not enough evidence for any threshold: everything goes remote."
-            ),
+            None => writeln!(text, "# Not enough evidence for any threshold: everything goes remote."),
         };
         text.push_str(&body);
         Ok(text)
@@ -186,10 +179,7 @@ impl Certificate {
     /// Names the first of the two that differs; the caller must then go remote.
     pub fn check(&self, policy_hash: &str, scorer_version: &str) -> Result<(), Mismatch> {
         if self.policy_hash != policy_hash {
-            return Err(Mismatch::Policy {
-                certified: self.policy_hash.clone(),
-                running: policy_hash.to_owned(),
-            });
+            return Err(Mismatch::Policy { certified: self.policy_hash.clone(), running: policy_hash.to_owned() });
         }
         if self.scorer_version != scorer_version {
             return Err(Mismatch::Scorer {
@@ -245,10 +235,7 @@ impl RawCertificate {
                 problems.push(format!("threshold {threshold} is not within 0 and 1"));
             }
             if self.bound.is_nan() || self.bound > 0.0 {
-                problems.push(format!(
-                    "bound {} of the loss is above 0, so no threshold is proven",
-                    self.bound
-                ));
+                problems.push(format!("bound {} of the loss is above 0, so no threshold is proven", self.bound));
             }
             if self.n == 0 {
                 problems.push("n is 0, so no threshold is proven".to_owned());
@@ -258,34 +245,19 @@ impl RawCertificate {
             problems.push(format!("bound {} is not a number", self.bound));
         }
         if !(self.confidence > 0.0 && self.confidence < 1.0) {
-            problems.push(format!(
-                "confidence {} is not between 0 and 1",
-                self.confidence
-            ));
+            problems.push(format!("confidence {} is not between 0 and 1", self.confidence));
         }
         if !(self.target > 0.0 && self.target <= 1.0) {
-            problems.push(format!(
-                "target {} is not above 0 and at most 1",
-                self.target
-            ));
+            problems.push(format!("target {} is not above 0 and at most 1", self.target));
         }
         if !unit.contains(&self.local_share) {
-            problems.push(format!(
-                "local_share {} is not within 0 and 1",
-                self.local_share
-            ));
+            problems.push(format!("local_share {} is not within 0 and 1", self.local_share));
         }
         if Method::from_name(&self.method).is_none() {
-            problems.push(format!(
-                "method {:?} is neither exact-binomial nor betting",
-                self.method
-            ));
+            problems.push(format!("method {:?} is neither exact-binomial nor betting", self.method));
         }
         if self.date.parse::<jiff::civil::Date>().is_err() {
-            problems.push(format!(
-                "date {:?} is not of the form 2026-01-31",
-                self.date
-            ));
+            problems.push(format!("date {:?} is not of the form 2026-01-31", self.date));
         }
         problems
     }
@@ -348,42 +320,18 @@ mod tests {
     fn refuses_what_cannot_be_right() {
         let good = certificate(Some(0.62)).to_toml().unwrap();
         let table = [
-            (
-                "threshold = 0.62",
-                "threshold = 1.5",
-                "threshold 1.5 is not within",
-            ),
-            (
-                "threshold = 0.62",
-                "threshold = nan",
-                "threshold NaN is not within",
-            ),
-            (
-                "bound = -0.004",
-                "bound = 0.01",
-                "bound 0.01 of the loss is above 0",
-            ),
+            ("threshold = 0.62", "threshold = 1.5", "threshold 1.5 is not within"),
+            ("threshold = 0.62", "threshold = nan", "threshold NaN is not within"),
+            ("bound = -0.004", "bound = 0.01", "bound 0.01 of the loss is above 0"),
             ("bound = -0.004", "bound = nan", "is not a number"),
             ("n = 812", "n = 0", "n is 0"),
             ("n = 812", "n = -1", "unreadable"),
             ("target = 0.95", "target = 0.0", "target 0 is not above 0"),
-            (
-                "confidence = 0.95",
-                "confidence = 1.0",
-                "confidence 1 is not",
-            ),
-            (
-                "local_share = 0.41",
-                "local_share = 2.0",
-                "local_share 2 is not",
-            ),
+            ("confidence = 0.95", "confidence = 1.0", "confidence 1 is not"),
+            ("local_share = 0.41", "local_share = 2.0", "local_share 2 is not"),
             ("\"exact-binomial\"", "\"guess\"", "method \"guess\""),
             ("2026-11-23", "yesterday", "date \"yesterday\""),
-            (
-                "policy_hash = \"aa11\"",
-                "policy_hash = \"\"",
-                "policy_hash is empty",
-            ),
+            ("policy_hash = \"aa11\"", "policy_hash = \"\"", "policy_hash is empty"),
             ("schema = 1", "schema = 2", "schema 2"),
             ("n = 812", "n = 812\nextra = 1", "unknown field `extra`"),
             ("n = 812\n", "", "missing field `n`"),
@@ -398,9 +346,7 @@ mod tests {
     #[test]
     fn reports_every_problem_at_once() {
         let text = certificate(Some(0.62)).to_toml().unwrap();
-        let text = text
-            .replace("threshold = 0.62", "threshold = 7.0")
-            .replace("n = 812", "n = 0");
+        let text = text.replace("threshold = 0.62", "threshold = 7.0").replace("n = 812", "n = 0");
         let CertificateError::Invalid(problems) = Certificate::parse(&text).unwrap_err() else {
             panic!("expected the list of problems");
         };
@@ -411,13 +357,7 @@ mod tests {
     fn speaks_only_for_its_policy_and_scorer() {
         let certificate = certificate(Some(0.62));
         assert_eq!(certificate.check("aa11", "bb22"), Ok(()));
-        assert!(matches!(
-            certificate.check("other", "bb22"),
-            Err(Mismatch::Policy { .. })
-        ));
-        assert!(matches!(
-            certificate.check("aa11", "other"),
-            Err(Mismatch::Scorer { .. })
-        ));
+        assert!(matches!(certificate.check("other", "bb22"), Err(Mismatch::Policy { .. })));
+        assert!(matches!(certificate.check("aa11", "other"), Err(Mismatch::Scorer { .. })));
     }
 }

@@ -1,0 +1,313 @@
+//! Finite-sample bounds, and the threshold solver that stands on them.
+//!
+//! The promise of a threshold `t` is that the expected paired loss `target * q_large - q_routed` is at most 0, where `q_routed`
+//! is the small model's quality for scores of at least `t` and the large one's below. Thresholds are tested one after the other
+//! from all-remote outward, on a grid fixed beforehand, and the first that cannot be proven ends the sequence; so every test
+//! may use the whole error probability (fixed-sequence testing, as in "Learn then test", Angelopoulos et al. 2021).
+//!
+//! Evidence must be independent (one row a cluster), unseen by scorer and calibration, and in an order that does not depend
+//! on outcomes. This module cannot check that; `score::train` sees to it.
+
+use super::certificate::Method;
+use super::special::incomplete_beta;
+
+/// One independent piece of evidence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evidence {
+    /// Calibrated score, in `[0, 1]`.
+    pub score: f64,
+    /// Quality of the small model's answer, in `[0, 1]`.
+    pub small: f64,
+    /// Quality of the large model's answer, in `[0, 1]`.
+    pub large: f64,
+}
+
+impl Evidence {
+    fn loss(&self, threshold: f64, target: f64) -> f64 {
+        let routed = if self.score >= threshold { self.small } else { self.large };
+        target * self.large - routed
+    }
+}
+
+/// What is to be proven, and how surely.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Promise {
+    /// Share of the large model's quality to keep, in `(0, 1]`.
+    pub target: f64,
+    /// Probability that a solved threshold keeps it, in `(0, 1)`.
+    pub confidence: f64,
+}
+
+/// The outcome of a search for a threshold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Solution {
+    /// The lowest proven threshold; `None` when none that lets anything stay local is proven.
+    pub threshold: Option<f64>,
+    /// Upper confidence bound of the expected loss at the threshold, or at the first one that failed.
+    pub bound: f64,
+    /// Share of the evidence at or above the threshold.
+    pub local_share: f64,
+    /// Pieces of evidence.
+    pub n: usize,
+    /// Without a threshold: about how many more pieces would prove one; `None` when more would not.
+    pub needed: Option<u64>,
+    /// How the bounds were computed.
+    pub method: Method,
+    /// The promise.
+    pub promise: Promise,
+}
+
+/// Why no search is possible.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BoundError {
+    /// The target or the confidence is out of range.
+    #[error(
+        "quality target {target} with confidence {confidence}; the target is above 0 and at most 1, the confidence between 0 and 1"
+    )]
+    Promise {
+        /// The target.
+        target: f64,
+        /// The confidence.
+        confidence: f64,
+    },
+    /// A score or quality out of range.
+    #[error("evidence {place} has a score or quality that is not within 0 and 1")]
+    Evidence {
+        /// Which, counted from 0.
+        place: usize,
+    },
+}
+
+/// The thresholds that are tried, in order: 1.00, 0.99, … 0.00. Fixed for all time, so that nobody can pick a grid that suits
+/// the data.
+pub fn grid() -> impl Iterator<Item = f64> {
+    (0..=100_u32).rev().map(|percent| f64::from(percent) / 100.0)
+}
+
+/// A threshold counts as useful for `needed` once this share of the evidence is at or above it.
+const USEFUL_SHARE: f64 = 0.05;
+
+/// Finds the lowest threshold that keeps the promise.
+///
+/// Losses that take two values, as when only the small model was graded right or wrong, are bounded exactly; others by betting.
+///
+/// # Errors
+/// Numbers out of range.
+pub fn solve(evidence: &[Evidence], promise: Promise) -> Result<Solution, BoundError> {
+    promise.check()?;
+    let unit = 0.0..=1.0;
+    let bad = |row: &Evidence| ![row.score, row.small, row.large].iter().all(|value| unit.contains(value));
+    if let Some(place) = evidence.iter().position(bad) {
+        return Err(BoundError::Evidence { place });
+    }
+    let two_valued = evidence.iter().all(|row| row.large == 1.0 && (row.small == 0.0 || row.small == 1.0));
+    let method = if two_valued { Method::ExactBinomial } else { Method::Betting };
+    let test = Test { evidence, promise, method };
+    let mut proven = None;
+    let mut failed = None;
+    for threshold in grid() {
+        if !test.proves(threshold) {
+            failed = Some(threshold);
+            break;
+        }
+        proven = Some(threshold);
+    }
+    let share = |threshold: f64| test.share(threshold);
+    // A proven threshold that nothing reaches promises nothing.
+    let threshold = proven.filter(|threshold| share(*threshold) > 0.0);
+    let reported = threshold.or(failed).unwrap_or(0.0);
+    Ok(Solution {
+        threshold,
+        bound: test.bound(reported),
+        local_share: threshold.map_or(0.0, share),
+        n: evidence.len(),
+        needed: if threshold.is_none() { test.needed() } else { None },
+        method,
+        promise,
+    })
+}
+
+impl Promise {
+    fn check(self) -> Result<(), BoundError> {
+        let good = self.target > 0.0 && self.target <= 1.0 && self.confidence > 0.0 && self.confidence < 1.0;
+        let Promise { target, confidence } = self;
+        if good { Ok(()) } else { Err(BoundError::Promise { target, confidence }) }
+    }
+
+    /// The error probability.
+    fn alpha(self) -> f64 {
+        1.0 - self.confidence
+    }
+}
+
+/// The tests of one search.
+struct Test<'evidence> {
+    evidence: &'evidence [Evidence],
+    promise: Promise,
+    method: Method,
+}
+
+impl Test<'_> {
+    fn share(&self, threshold: f64) -> f64 {
+        let local = self.evidence.iter().filter(|row| row.score >= threshold).count();
+        local as f64 / self.evidence.len().max(1) as f64
+    }
+
+    /// Small answers that were wrong and would be served.
+    fn wrong(&self, threshold: f64) -> usize {
+        let wrong = |row: &&Evidence| row.score >= threshold && row.small < 1.0;
+        self.evidence.iter().filter(wrong).count()
+    }
+
+    fn losses(&self, threshold: f64) -> Losses<'_> {
+        Losses { evidence: self.evidence, threshold, target: self.promise.target }
+    }
+
+    fn proves(&self, threshold: f64) -> bool {
+        match self.method {
+            Method::ExactBinomial => self.bound(threshold) <= 0.0,
+            Method::Betting => self.losses(threshold).mean_is_at_most(0.0, self.promise.alpha()),
+        }
+    }
+
+    /// Upper confidence bound of the expected loss.
+    fn bound(&self, threshold: f64) -> f64 {
+        let Promise { target, .. } = self.promise;
+        match self.method {
+            Method::ExactBinomial => {
+                let wrong = self.wrong(threshold);
+                target - 1.0 + clopper_pearson_upper(wrong, self.evidence.len(), self.promise.alpha())
+            }
+            Method::Betting => self.losses(threshold).upper_mean(self.promise.alpha()),
+        }
+    }
+
+    /// More evidence for the first useful threshold, if its rates stay what they are; every threshold outside it counts.
+    fn needed(&self) -> Option<u64> {
+        let mut most = 0;
+        for threshold in grid() {
+            most = most.max(self.sample_size(threshold)?);
+            if self.share(threshold) >= USEFUL_SHARE {
+                return Some(most.saturating_sub(self.evidence.len() as u64).max(1));
+            }
+        }
+        None
+    }
+
+    /// Evidence that would prove a threshold; `None` when it looks false.
+    fn sample_size(&self, threshold: f64) -> Option<u64> {
+        let n = self.evidence.len();
+        if self.method == Method::Betting {
+            let growth = self.losses(threshold).log_capital(0.0, self.promise.alpha()) / n.max(1) as f64;
+            return (growth > 0.0).then(|| (-self.promise.alpha().ln() / growth).ceil() as u64);
+        }
+        let rate = self.wrong(threshold) as f64 / n.max(1) as f64;
+        let slack = 1.0 - self.promise.target;
+        if rate >= slack {
+            return None;
+        }
+        let enough = |size: u64| {
+            let wrong = (rate * size as f64).ceil() as usize;
+            clopper_pearson_upper(wrong, size as usize, self.promise.alpha()) <= slack
+        };
+        let mut high = 16_u64;
+        while !enough(high) {
+            high = high.checked_mul(2).filter(|size| *size < 1 << 32)?;
+        }
+        let mut low = high / 2;
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            if enough(middle) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        Some(high)
+    }
+}
+
+/// Upper end of the one-sided Clopper–Pearson interval: the rate at which `hits` or fewer in `n` trials have probability
+/// `alpha`. With no trials it is 1.
+pub fn clopper_pearson_upper(hits: usize, n: usize, alpha: f64) -> f64 {
+    if hits >= n {
+        return 1.0;
+    }
+    // P(X <= hits) falls as the rate rises.
+    let tail = |rate: f64| incomplete_beta((n - hits) as f64, hits as f64 + 1.0, 1.0 - rate);
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        if tail(middle) > alpha {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    high
+}
+
+/// Losses within `[-1, target]` and bets against their mean being large.
+struct Losses<'evidence> {
+    evidence: &'evidence [Evidence],
+    threshold: f64,
+    target: f64,
+}
+
+/// Bets never risk more than this share of the capital on one row.
+const BOLDEST: f64 = 0.75;
+
+impl Losses<'_> {
+    /// Gains `(target - loss) / (1 + target)`, within `[0, 1]`: the mean loss is at most `m` when the mean gain is at least
+    /// the gain of `m`.
+    fn gain(&self, loss: f64) -> f64 {
+        (self.target - loss) / (1.0 + self.target)
+    }
+
+    /// Largest log-capital on the way of a gambler who bets, at fair odds, that the mean loss is below `mean`.
+    ///
+    /// If the mean is in truth `mean` or more the capital is a non-negative supermartingale from 1, so it ever reaches
+    /// `1 / alpha` with probability at most `alpha` (Ville). Bets are the predictable plug-in of Waudby-Smith and Ramdas,
+    /// "Estimating means of bounded random variables by betting" (2024), equation 26 for a known sample size, which makes
+    /// the capital rise with `mean`; each uses only the rows before it.
+    fn log_capital(&self, mean: f64, alpha: f64) -> f64 {
+        let boundary = self.gain(mean).max(1e-9);
+        let n = self.evidence.len() as f64;
+        let stake = -2.0 * alpha.ln() / n.max(1.0);
+        let (mut log, mut best) = (0.0_f64, 0.0_f64);
+        // Starting values of one imagined row, as in the paper.
+        let (mut sum, mut squares, mut seen) = (0.5, 0.25, 1.0);
+        for row in self.evidence {
+            let gain = self.gain(row.loss(self.threshold, self.target));
+            let bet = (stake * seen / squares).sqrt().min(BOLDEST / boundary);
+            log += (bet * (gain - boundary)).ln_1p();
+            best = best.max(log);
+            sum += gain;
+            seen += 1.0;
+            let away = gain - sum / seen;
+            squares += away * away;
+        }
+        best
+    }
+
+    fn mean_is_at_most(&self, mean: f64, alpha: f64) -> bool {
+        self.log_capital(mean, alpha) >= -alpha.ln()
+    }
+
+    /// Smallest mean loss that is refuted as too small a claim of harm: all larger ones are refuted at `alpha`.
+    fn upper_mean(&self, alpha: f64) -> f64 {
+        let (mut low, mut high) = (-1.0, self.target);
+        for _ in 0..40 {
+            let middle = f64::midpoint(low, high);
+            if self.mean_is_at_most(middle, alpha) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        high
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! Recorded outcomes: how well a small and a large model answered the same prompt.
+//!
+//! Rows are JSON objects, one a line, plain or gzipped. Evidence that is wrong is worse than none, so a file is read whole or
+//! not at all, and every bad row is named by file, line and field. Reading is the only I/O in `evidence`.
+
+use serde::Deserialize;
+use std::collections::HashSet;
+use std::io::Read as _;
+use std::path::Path;
+
+/// Where a quality came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeSource {
+    /// Compared with a known right answer.
+    Gold,
+    /// A judging model.
+    Judge,
+    /// Feedback of a user.
+    User,
+    /// An automatic measure.
+    Metric,
+}
+
+/// Quality of a small and a large model's answers to one prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Unique among the rows of its pair.
+    pub id: String,
+    /// The data set.
+    pub source: String,
+    /// The task or subject within it.
+    pub domain: String,
+    /// What was asked.
+    pub prompt: String,
+    /// The small model.
+    pub small: String,
+    /// The large model.
+    pub large: String,
+    /// Quality of the small model's answer, in `[0, 1]`.
+    pub small_quality: f64,
+    /// Quality of the large model's answer, in `[0, 1]`; 1 where only the small model was graded.
+    pub large_quality: f64,
+    /// Names the group of near-duplicates; groups are never torn apart.
+    pub cluster: String,
+    /// The part the file's makers put it in.
+    pub split: String,
+    /// How likely the row was to be recorded, in `(0, 1]`.
+    pub sampling_probability: f64,
+    /// Where the quality came from.
+    pub graded_by: OutcomeSource,
+}
+
+impl Outcome {
+    /// Whether the small model was at least as good: the event that scores predict.
+    pub fn small_suffices(&self) -> bool {
+        self.small_quality >= self.large_quality
+    }
+}
+
+/// Rows with the hash of the files they came from.
+#[derive(Debug, Clone)]
+pub struct Outcomes {
+    /// The rows in file order.
+    pub rows: Vec<Outcome>,
+    /// blake3 over the unpacked files, 16 hex digits.
+    pub hash: String,
+}
+
+/// One bad row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {field}: {problem}")]
+pub struct RowProblem {
+    /// The file as it was named.
+    pub file: String,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// The field, or `row` where the line is no row at all.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+/// Why outcomes cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OutcomeError {
+    /// The file cannot be read or unpacked.
+    #[error("{file}: {error}")]
+    Unreadable {
+        /// The file as it was named.
+        file: String,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// Bad rows, the first [`MOST_PROBLEMS`] of them.
+    #[error("{}", .0.iter().map(RowProblem::to_string).collect::<Vec<_>>().join("\n"))]
+    Rows(Vec<RowProblem>),
+    /// No rows.
+    #[error("{file} holds no outcomes; it should hold one JSON object a line")]
+    Empty {
+        /// The file as it was named.
+        file: String,
+    },
+}
+
+/// Bad rows reported before reading stops.
+pub const MOST_PROBLEMS: usize = 20;
+
+impl Outcomes {
+    /// Reads files of outcomes, gzipped or not.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is empty, and bad rows; nothing is returned then.
+    pub fn read(files: &[&Path]) -> Result<Self, OutcomeError> {
+        let mut texts = Vec::new();
+        for file in files {
+            let name = file.display().to_string();
+            let text = unpack(file).map_err(|error| OutcomeError::Unreadable { file: name.clone(), error })?;
+            texts.push((name, text));
+        }
+        Self::parse(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())))
+    }
+
+    /// Reads named texts.
+    ///
+    /// # Errors
+    /// As [`Outcomes::read`], without the files.
+    pub fn parse<'text>(texts: impl IntoIterator<Item = (&'text str, &'text str)>) -> Result<Self, OutcomeError> {
+        let mut reader = Reader::default();
+        let mut hash = blake3::Hasher::new();
+        for (file, text) in texts {
+            hash.update(text.as_bytes());
+            let before = reader.rows.len() + reader.problems.len();
+            reader.text(file, text);
+            if reader.rows.len() + reader.problems.len() == before {
+                return Err(OutcomeError::Empty { file: file.to_owned() });
+            }
+        }
+        if !reader.problems.is_empty() {
+            reader.problems.truncate(MOST_PROBLEMS);
+            return Err(OutcomeError::Rows(reader.problems));
+        }
+        if reader.rows.is_empty() {
+            return Err(OutcomeError::Empty { file: "no file".to_owned() });
+        }
+        Ok(Self { rows: reader.rows, hash: hash.finalize().to_hex().chars().take(16).collect() })
+    }
+}
+
+/// The text of a file, unpacked if it begins like gzip.
+fn unpack(file: &Path) -> std::io::Result<String> {
+    let bytes = std::fs::read(file)?;
+    let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut unpacked = Vec::new();
+        flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut unpacked)?;
+        unpacked
+    } else {
+        bytes
+    };
+    String::from_utf8(bytes).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+}
+
+/// A row as it stands in the file. Keys this build does not know are the recorder's own notes.
+#[derive(Deserialize)]
+struct RawOutcome {
+    id: String,
+    source: String,
+    #[serde(default)]
+    domain: String,
+    prompt: String,
+    weak_model: String,
+    #[serde(default)]
+    strong_model: Option<String>,
+    weak_quality: f64,
+    #[serde(default)]
+    strong_quality: Option<f64>,
+    cluster: String,
+    #[serde(default)]
+    split: String,
+    #[serde(default)]
+    sampling_probability: Option<f64>,
+    #[serde(default)]
+    outcome_source: Option<String>,
+}
+
+#[derive(Default)]
+struct Reader {
+    rows: Vec<Outcome>,
+    seen: HashSet<[u8; 32]>,
+    problems: Vec<RowProblem>,
+}
+
+impl Reader {
+    fn text(&mut self, file: &str, text: &str) {
+        let torn = (!text.ends_with('\n')).then(|| text.lines().count());
+        for (line, row) in text.lines().enumerate() {
+            let line = line + 1;
+            if row.trim().is_empty() {
+                continue;
+            }
+            if self.problems.len() >= MOST_PROBLEMS {
+                return;
+            }
+            match read_row(row) {
+                Ok(outcome) => self.keep(file, line, outcome),
+                Err((field, problem)) => {
+                    let problem = match torn {
+                        Some(last) if last == line && field == "row" => {
+                            format!("the file ends within this row: {problem}; restore or remove it")
+                        }
+                        _ => problem,
+                    };
+                    self.problem(file, line, field, problem);
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, file: &str, line: usize, outcome: Outcome) {
+        let key = [&outcome.id, &outcome.small, &outcome.large].map(String::as_str).join("\0");
+        if self.seen.insert(*blake3::hash(key.as_bytes()).as_bytes()) {
+            self.rows.push(outcome);
+        } else {
+            let problem = format!("{:?} is there twice for this pair of models; ids are unique", outcome.id);
+            self.problem(file, line, "id", problem);
+        }
+    }
+
+    fn problem(&mut self, file: &str, line: usize, field: &'static str, problem: String) {
+        self.problems.push(RowProblem { file: file.to_owned(), line, field, problem });
+    }
+}
+
+/// Checks one row; an error is the field and what is wrong with it.
+fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
+    let raw: RawOutcome = serde_json::from_str(row).map_err(|error| ("row", error.to_string()))?;
+    let quality = |field, quality: f64| {
+        if (0.0..=1.0).contains(&quality) {
+            Ok(quality)
+        } else {
+            Err((field, format!("{quality} is not within 0 and 1")))
+        }
+    };
+    let small_quality = quality("weak_quality", raw.weak_quality)?;
+    let large_quality = quality("strong_quality", raw.strong_quality.unwrap_or(1.0))?;
+    let sampling_probability = raw.sampling_probability.unwrap_or(1.0);
+    if !(sampling_probability > 0.0 && sampling_probability <= 1.0) {
+        let problem = format!("{sampling_probability} is not above 0 and at most 1");
+        return Err(("sampling_probability", problem));
+    }
+    let graded_by = match raw.outcome_source.as_deref() {
+        None | Some("gold") => OutcomeSource::Gold,
+        Some("judge") => OutcomeSource::Judge,
+        Some("user") => OutcomeSource::User,
+        Some("metric") => OutcomeSource::Metric,
+        Some(other) => {
+            let problem = format!("{other:?} is none of gold, judge, user, metric");
+            return Err(("outcome_source", problem));
+        }
+    };
+    let texts = [("id", &raw.id), ("prompt", &raw.prompt), ("weak_model", &raw.weak_model), ("cluster", &raw.cluster)];
+    if let Some((field, _)) = texts.iter().find(|(_, text)| text.trim().is_empty()) {
+        return Err((field, "empty, but needed".to_owned()));
+    }
+    Ok(Outcome {
+        id: raw.id,
+        source: raw.source,
+        domain: raw.domain,
+        prompt: raw.prompt,
+        small: raw.weak_model,
+        large: raw.strong_model.unwrap_or_else(|| super::certificate::ANY_LARGE.to_owned()),
+        small_quality,
+        large_quality,
+        cluster: raw.cluster,
+        split: raw.split,
+        sampling_probability,
+        graded_by,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn row(id: &str, fields: &str) -> String {
+        format!(
+            "{{\"id\":\"{id}\",\"source\":\"s\",\"domain\":\"d\",\"prompt\":\"p\",\"weak_model\":\"w\",\"strong_model\":\"l\",\"cluster\":\"c\",\"split\":\"train\",{fields}}}\n"
+        )
+    }
+
+    const GOOD: &str = "\"weak_quality\":0.0,\"strong_quality\":1.0";
+
+    fn problems(text: &str) -> Vec<String> {
+        match Outcomes::parse([("a.jsonl", text)]) {
+            Err(OutcomeError::Rows(problems)) => problems.iter().map(RowProblem::to_string).collect(),
+            other => panic!("expected bad rows, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_plain_and_gzipped_files_alike() {
+        let text = row("1", GOOD)
+            + &row(
+                "2",
+                "\"weak_quality\":1,\"weak_output_tokens\":3,\"outcome_source\":\"judge\",\"sampling_probability\":0.25",
+            );
+        let folder = tempfile::tempdir().unwrap();
+        let plain = folder.path().join("a.jsonl");
+        std::fs::write(&plain, &text).unwrap();
+        let packed = folder.path().join("a.jsonl.gz");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text.as_bytes()).unwrap();
+        let bytes = gzip.finish().unwrap();
+        std::fs::write(&packed, &bytes).unwrap();
+        let one = Outcomes::read(&[&plain]).unwrap();
+        let two = Outcomes::read(&[&packed]).unwrap();
+        assert_eq!(one.rows, two.rows);
+        assert_eq!(one.hash, two.hash);
+        assert_eq!(one.rows[1].large_quality, 1.0);
+        assert_eq!(one.rows[1].graded_by, OutcomeSource::Judge);
+        assert_eq!(one.rows[1].sampling_probability, 0.25);
+        assert!(!one.rows[0].small_suffices() && one.rows[1].small_suffices());
+
+        std::fs::write(&packed, &bytes[..bytes.len() - 9]).unwrap();
+        let error = Outcomes::read(&[&packed]).unwrap_err();
+        assert!(matches!(error, OutcomeError::Unreadable { .. }), "{error}");
+        let missing = Outcomes::read(&[&folder.path().join("none")]).unwrap_err();
+        assert!(missing.to_string().contains("none"));
+    }
+
+    #[test]
+    fn bad_rows_are_named_by_file_line_and_field() {
+        let good = row("1", GOOD);
+        let table = [
+            ("\"weak_quality\":1.5", "a.jsonl:2: weak_quality: 1.5 is not within 0 and 1"),
+            ("\"weak_quality\":-0.1", "weak_quality: -0.1"),
+            ("\"weak_quality\":NaN", "a.jsonl:2: row: expected value"),
+            ("\"weak_quality\":null", "row: invalid type: null"),
+            ("\"weak_quality\":\"1\"", "row: invalid type: string"),
+            ("\"strong_quality\":1.0", "row: missing field `weak_quality`"),
+            ("\"weak_quality\":1,\"strong_quality\":2", "strong_quality: 2"),
+            ("\"weak_quality\":1,\"sampling_probability\":0", "sampling_probability: 0 is not above 0"),
+            ("\"weak_quality\":1,\"outcome_source\":\"guess\"", "outcome_source: \"guess\""),
+        ];
+        for (fields, expected) in table {
+            let found = problems(&format!("{good}{}", row("2", fields)));
+            assert_eq!(found.len(), 1);
+            assert!(found[0].contains(expected), "{fields}: {found:?}");
+        }
+        let twice = problems(&format!("{good}{good}"));
+        assert!(twice[0].starts_with("a.jsonl:2: id: \"1\" is there twice"), "{twice:?}");
+        let empty_cluster = row("2", GOOD).replace("\"cluster\":\"c\"", "\"cluster\":\"\"");
+        assert!(problems(&empty_cluster)[0].contains("cluster: empty"));
+    }
+
+    #[test]
+    fn the_same_id_may_stand_for_another_pair() {
+        let other = row("1", GOOD).replace("\"weak_model\":\"w\"", "\"weak_model\":\"v\"");
+        let outcomes = Outcomes::parse([("a", (row("1", GOOD) + &other).as_str())]).unwrap();
+        assert_eq!(outcomes.rows.len(), 2);
+    }
+
+    #[test]
+    fn every_problem_is_reported_up_to_a_limit() {
+        let bad =
+            |count: usize| -> String { (0..count).map(|id| row(&id.to_string(), "\"weak_quality\":9")).collect() };
+        assert_eq!(problems(&bad(3)).len(), 3);
+        assert_eq!(problems(&bad(100)).len(), MOST_PROBLEMS);
+    }
+
+    #[test]
+    fn torn_and_empty_files_are_told_apart() {
+        let text = row("1", GOOD) + &row("2", GOOD);
+        let torn = problems(&text[..text.len() - 20]);
+        assert!(torn[0].contains("a.jsonl:2: row: the file ends within this row"), "{torn:?}");
+        // A whole last row without a newline is no loss.
+        assert_eq!(Outcomes::parse([("a", text.trim_end())]).unwrap().rows.len(), 2);
+        for empty in ["", "\n\n"] {
+            let error = Outcomes::parse([("b.jsonl", empty)]).unwrap_err();
+            assert!(matches!(&error, OutcomeError::Empty { file } if file == "b.jsonl"));
+        }
+        assert!(Outcomes::parse([]).is_err());
+    }
+}
