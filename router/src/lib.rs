@@ -3,7 +3,7 @@
 //!
 //! Modules are declared in dependency order: **a module uses only modules declared above it** (a test keeps this).
 
-pub mod backend;
 pub mod domain;
 pub mod evidence;
+pub mod backend;
 pub mod gateway;
