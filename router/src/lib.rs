@@ -5,5 +5,6 @@
 
 pub mod domain;
 pub mod evidence;
+pub mod score;
 pub mod backend;
 pub mod gateway;

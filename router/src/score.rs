@@ -1,0 +1,164 @@
+//! Scores: how probably a small model's answer will be as good as a large one's.
+//!
+//! `local-worker` turns text into a raw number; here that number becomes a calibrated probability for one pair of models,
+//! with a version that certificates name. Scorers are swapped whole while requests run. This module must not know
+//! policies or routes, and holds no code about n-grams.
+
+pub mod file;
+pub mod report;
+pub mod solve;
+pub mod train;
+
+use crate::domain::{Message, Part, Role, Score, ScoreOutOfRange};
+use crate::evidence::calibration::Calibration;
+use crate::evidence::certificate::ANY_LARGE;
+use arc_swap::ArcSwap;
+use local_worker::scorer::{Reason, Scorer, Speaker, Turn};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A small and a large model.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pair {
+    /// The small model's catalog name.
+    pub small: String,
+    /// The large model's catalog name, or `*` for any.
+    pub large: String,
+}
+
+impl Pair {
+    /// A pair of two catalog names.
+    pub fn new(small: impl Into<String>, large: impl Into<String>) -> Self {
+        Self { small: small.into(), large: large.into() }
+    }
+
+    /// A small model against any large one: for outcomes where only the small model was graded.
+    pub fn any_large(small: impl Into<String>) -> Self {
+        Self::new(small, ANY_LARGE)
+    }
+}
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} / {}", self.small, self.large)
+    }
+}
+
+/// Why there is no score; the caller goes remote.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ScoreError {
+    /// Nobody trained a scorer for the pair.
+    #[error("no scorer for {0}; train one with `sluice train scorer`")]
+    NoScorer(Pair),
+    /// The scorer gave something that is no probability.
+    #[error("the scorer gave no probability: {0}")]
+    NotAProbability(#[from] ScoreOutOfRange),
+}
+
+/// A calibrated scorer for one pair of models; immutable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairScorer {
+    pair: Pair,
+    scorer: Scorer,
+    calibration: Calibration,
+    /// Hash of the outcomes it was trained on.
+    outcomes: String,
+    version: String,
+}
+
+impl PairScorer {
+    /// The models it speaks about.
+    pub fn pair(&self) -> &Pair {
+        &self.pair
+    }
+
+    /// Identifies scorer and calibration: a hash of all content, 16 hex digits. Certificates name it.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The map from raw scores to probabilities.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// Probability that the small model suffices for a conversation. Takes microseconds; does no I/O.
+    ///
+    /// # Errors
+    /// Not expected: only a calibration that gives no probability.
+    pub fn score(&self, messages: &[Message]) -> Result<Score, ScoreError> {
+        self.score_turns(&turns(messages))
+    }
+
+    /// As [`PairScorer::score`], for text that is not a request.
+    ///
+    /// # Errors
+    /// As [`PairScorer::score`].
+    pub fn score_turns(&self, turns: &[Turn<'_>]) -> Result<Score, ScoreError> {
+        Ok(Score::new(self.calibration.apply(self.scorer.score(turns)))?)
+    }
+
+    /// The `most` strongest reasons, strongest first, for Explain: words of the conversation and shapes of the text, with
+    /// what each adds to the raw log-odds.
+    pub fn reasons(&self, messages: &[Message], most: usize) -> Vec<Reason> {
+        self.scorer.reasons(&turns(messages), most)
+    }
+}
+
+/// A request's messages as the scorer reads them, one turn a part.
+fn turns(messages: &[Message]) -> Vec<Turn<'_>> {
+    let turn = |message: &Message| match message.role {
+        Role::System => Speaker::System,
+        Role::User => Speaker::User,
+        Role::Assistant => Speaker::Assistant,
+        Role::Tool => Speaker::Tool,
+    };
+    let parts = messages.iter().flat_map(|message| {
+        let speaker = turn(message);
+        message.parts.iter().map(move |Part::Text(text)| Turn { speaker, text })
+    });
+    parts.collect()
+}
+
+/// The scorers in use, by pair. Readers never wait; whoever holds a scorer keeps it through a swap.
+#[derive(Debug, Default)]
+pub struct Scorers {
+    by_pair: ArcSwap<BTreeMap<Pair, Arc<PairScorer>>>,
+}
+
+impl Scorers {
+    /// A registry of these scorers; of two for one pair the later wins.
+    pub fn new(scorers: impl IntoIterator<Item = PairScorer>) -> Self {
+        let by_pair = scorers.into_iter().map(|scorer| (scorer.pair.clone(), Arc::new(scorer))).collect();
+        Self { by_pair: ArcSwap::from_pointee(by_pair) }
+    }
+
+    /// The scorer of a pair: its own, else the small model's for any large one.
+    ///
+    /// # Errors
+    /// There is neither.
+    pub fn get(&self, small: &str, large: &str) -> Result<Arc<PairScorer>, ScoreError> {
+        let by_pair = self.by_pair.load();
+        let pair = Pair::new(small, large);
+        by_pair.get(&pair).or_else(|| by_pair.get(&Pair::any_large(small))).cloned().ok_or(ScoreError::NoScorer(pair))
+    }
+
+    /// Puts a scorer in place of its pair's present one, which is returned.
+    pub fn swap(&self, scorer: PairScorer) -> Option<Arc<PairScorer>> {
+        let scorer = Arc::new(scorer);
+        let before = self.by_pair.rcu(|by_pair| {
+            let mut by_pair = BTreeMap::clone(by_pair);
+            by_pair.insert(scorer.pair.clone(), Arc::clone(&scorer));
+            by_pair
+        });
+        before.get(&scorer.pair).cloned()
+    }
+
+    /// All scorers in use, by pair.
+    pub fn all(&self) -> Vec<Arc<PairScorer>> {
+        self.by_pair.load().values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! Training a scorer from recorded outcomes: split by cluster, fit, calibrate, measure on what neither has seen.
+//!
+//! Clusters of near-duplicate prompts are dealt by a hash to one of three parts, so that no prompt has a twin in another
+//! part: half fits the weights, a fifth the calibration, and the rest is evidence, for the figures in the card and for the
+//! certificate. The dealing depends on nothing but cluster names.
+
+use super::report::Report;
+use super::{Pair, PairScorer, ScoreError};
+use crate::evidence::bound::Evidence;
+use crate::evidence::calibration::{Calibration, CalibrationError, Scored};
+use crate::evidence::outcome::Outcome;
+use local_worker::scorer::{Example, FitError, FitOptions, Learner, Turn};
+use std::collections::BTreeMap;
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainOptions {
+    /// The models the scorer is for. Rows of the small model count; with a large model other than `*`, of both.
+    pub pair: Pair,
+    /// How to fit the raw scorer.
+    pub fit: FitOptions,
+    /// Hash of the outcomes, as read.
+    pub outcomes_hash: String,
+}
+
+/// A scorer and how good it is.
+#[derive(Debug, Clone)]
+pub struct TrainedScorer {
+    /// Ready to serve or to be written.
+    pub scorer: PairScorer,
+    /// Figures for the card.
+    pub report: Report,
+    /// Independent rows that neither fit nor calibration saw, in an order that does not depend on outcomes.
+    pub evidence: Vec<Evidence>,
+}
+
+/// Why no scorer can be trained.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// None of the rows speaks about the pair.
+    #[error("no outcomes for {pair}; the rows are about {}", .found.join(", "))]
+    NoRows {
+        /// The pair.
+        pair: Pair,
+        /// Small models the rows are about.
+        found: Vec<String>,
+    },
+    /// One of the two classes is missing in a part.
+    #[error(
+        "the small model suffices in {good} of the {all} outcomes for {part}; both kinds are needed, so more outcomes"
+    )]
+    OneClass {
+        /// The part.
+        part: &'static str,
+        /// Rows where it suffices.
+        good: usize,
+        /// All its rows.
+        all: usize,
+    },
+    /// The fit failed.
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    /// The calibration failed.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    /// The scorer failed.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
+}
+
+/// What a cluster is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// The weights.
+    Fit,
+    /// The map from raw scores to probabilities.
+    Calibrate,
+    /// Held-out figures and the certificate.
+    Certify,
+}
+
+/// Percent of clusters for fit and calibration; the rest is evidence.
+const FIT_PERCENT: u64 = 50;
+const CALIBRATE_PERCENT: u64 = 20;
+
+/// How many outcomes are collected for one that becomes evidence.
+pub(super) const OUTCOMES_PER_EVIDENCE: f64 = 100.0 / (100 - FIT_PERCENT - CALIBRATE_PERCENT) as f64;
+
+impl Purpose {
+    /// What the rows of a cluster are used for, always.
+    pub fn of(cluster: &str) -> Self {
+        match place("purpose", cluster) % 100 {
+            percent if percent < FIT_PERCENT => Purpose::Fit,
+            percent if percent < FIT_PERCENT + CALIBRATE_PERCENT => Purpose::Calibrate,
+            _ => Purpose::Certify,
+        }
+    }
+}
+
+/// A number that depends on a name only, evenly spread; one name has independent numbers for different uses.
+fn place(used_for: &str, name: &str) -> u64 {
+    let mut hash = blake3::Hasher::new_derive_key("sluice 2026 split of outcomes");
+    hash.update(used_for.as_bytes());
+    hash.update(&[0]);
+    hash.update(name.as_bytes());
+    let bytes = hash.finalize();
+    bytes.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// A row that was seldom recorded counts for at most this many when fitting.
+const HEAVIEST: f64 = 20.0;
+
+/// Trains a scorer for a pair of models.
+///
+/// # Errors
+/// No rows for the pair, a part with one class only, and what fitting refuses.
+pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScorer, TrainError> {
+    let parts = Parts::of(outcomes, &options.pair)?;
+    let turns: Vec<[Turn<'_>; 1]> = parts.fit.iter().map(|row| [Turn::user(&row.prompt)]).collect();
+    let examples: Vec<Example<'_>> = parts
+        .fit
+        .iter()
+        .zip(&turns)
+        .map(|(row, turns)| Example {
+            turns,
+            target: f32::from(u8::from(row.small_suffices())),
+            weight: (1.0 / row.sampling_probability).min(HEAVIEST) as f32,
+        })
+        .collect();
+    let mut learner = Learner::new(options.fit)?;
+    learner.fit(&examples)?;
+    let raw = learner.scorer();
+    let calibration: Vec<Scored> = parts
+        .calibrate
+        .iter()
+        .map(|row| Scored { score: raw.score(&[Turn::user(&row.prompt)]), suffices: row.small_suffices() })
+        .collect();
+    let calibration = Calibration::fit(&calibration)?;
+    let scorer = PairScorer::new(options.pair.clone(), raw, calibration, options.outcomes_hash.clone());
+    let evidence = evidence(&scorer, &parts.certify)?;
+    let report = Report::measure(&scorer, &parts)?;
+    Ok(TrainedScorer { scorer, report, evidence })
+}
+
+/// Evidence for a certificate of a scorer that was trained before: the rows of its pair that it never saw, if it was
+/// trained on these outcomes.
+///
+/// # Errors
+/// No rows for the pair.
+pub fn evidence_for(scorer: &PairScorer, outcomes: &[Outcome]) -> Result<Vec<Evidence>, TrainError> {
+    let parts = Parts::of(outcomes, scorer.pair())?;
+    Ok(evidence(scorer, &parts.certify)?)
+}
+
+/// One row a cluster, thinned to equal sampling probability, in the order of cluster hashes.
+fn evidence(scorer: &PairScorer, rows: &[&Outcome]) -> Result<Vec<Evidence>, ScoreError> {
+    let least = rows.iter().map(|row| row.sampling_probability).fold(1.0, f64::min);
+    let mut by_cluster: BTreeMap<(u64, &str), (u64, &Outcome)> = BTreeMap::new();
+    for row in rows {
+        let kept = place("thinning", &row.id) as f64 / u64::MAX as f64;
+        if kept > least / row.sampling_probability {
+            continue;
+        }
+        let drawn = place("representative", &row.id);
+        let key = (place("order", &row.cluster), row.cluster.as_str());
+        let slot = by_cluster.entry(key).or_insert((drawn, row));
+        if drawn < slot.0 {
+            *slot = (drawn, row);
+        }
+    }
+    by_cluster
+        .into_values()
+        .map(|(_, row)| {
+            Ok(Evidence {
+                score: scorer.score_turns(&[Turn::user(&row.prompt)])?.get(),
+                small: row.small_quality,
+                large: row.large_quality,
+            })
+        })
+        .collect()
+}
+
+/// The rows of a pair by what they are used for.
+pub(super) struct Parts<'rows> {
+    pub fit: Vec<&'rows Outcome>,
+    pub calibrate: Vec<&'rows Outcome>,
+    pub certify: Vec<&'rows Outcome>,
+}
+
+impl<'rows> Parts<'rows> {
+    fn of(outcomes: &'rows [Outcome], pair: &Pair) -> Result<Self, TrainError> {
+        let any = Pair::any_large(&pair.small) == *pair;
+        let mut parts = Self { fit: Vec::new(), calibrate: Vec::new(), certify: Vec::new() };
+        for row in outcomes.iter().filter(|row| row.small == pair.small && (any || row.large == pair.large)) {
+            match Purpose::of(&row.cluster) {
+                Purpose::Fit => parts.fit.push(row),
+                Purpose::Calibrate => parts.calibrate.push(row),
+                Purpose::Certify => parts.certify.push(row),
+            }
+        }
+        if parts.fit.len() + parts.calibrate.len() + parts.certify.len() == 0 {
+            let mut found: Vec<String> = outcomes.iter().map(|row| row.small.clone()).collect();
+            found.sort_unstable();
+            found.dedup();
+            return Err(TrainError::NoRows { pair: pair.clone(), found });
+        }
+        // Folds of the calibration are dealt in turn: clusters stay together, sources mix.
+        parts.calibrate.sort_by_key(|row| place("order", &row.cluster));
+        let named = [("fitting", &parts.fit), ("calibration", &parts.calibrate), ("evidence", &parts.certify)];
+        for (part, rows) in named {
+            let good = rows.iter().filter(|row| row.small_suffices()).count();
+            if good == 0 || good == rows.len() {
+                let all = rows.len();
+                return Err(TrainError::OneClass { part, good, all });
+            }
+        }
+        Ok(parts)
+    }
+}
