@@ -2,6 +2,8 @@
 pub mod engine;
 pub mod model;
 pub mod scorer;
+#[cfg(feature = "lab")]
+pub mod train;
 
 pub use engine::{
     ChatMessage, Event, FinishReason, Finished, GenerateError, GenerateRequest, Generation, Health, LoadSnapshot,
