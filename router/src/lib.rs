@@ -8,3 +8,4 @@ pub mod evidence;
 pub mod score;
 pub mod backend;
 pub mod gateway;
+pub mod simulate;
