@@ -4,6 +4,7 @@
 //! candle 0.11 silently drop gradients. Knows nothing of routing or money.
 
 pub mod corpus;
+pub mod evaluate;
 pub mod export;
 pub mod network;
 pub mod run;

@@ -1,0 +1,58 @@
+//! Grades a model on corpus files and writes what became of each record as routing outcomes:
+//! `grade_nano MODEL.gguf RECIPE.json OUTCOMES.jsonl HELDOUT_SHARE CORPUS.jsonl.gz…`. Of a corpus file named `train…` only the
+//! records that the recipe held out are graded. Prints scores by task and source as Markdown.
+
+use local_worker::train::corpus::{Record, hash_share, read};
+use local_worker::train::evaluate::{TaskScore, grade, scores};
+use local_worker::{ModelSource, Worker, WorkerConfig};
+use std::error::Error;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, recipe, outcomes, files @ ..] = arguments.as_slice() else {
+        return Err("usage: grade_nano MODEL.gguf RECIPE.json OUTCOMES.jsonl CORPUS.jsonl.gz…".into());
+    };
+    let recipe: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(recipe)?)?;
+    let held_out = recipe["holdout_share"].as_f64().ok_or("the recipe has no holdout_share")?;
+    let served: Vec<String> = serde_json::from_value(recipe["served_tasks"].clone())?;
+    let mut records: Vec<Record> = Vec::new();
+    for file in files {
+        let path = PathBuf::from(file);
+        let training = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("train"));
+        let mut found = read(&path, &[])?;
+        if training {
+            found.retain(|record| hash_share(&record.prompt) < held_out && served.contains(&record.task));
+        }
+        records.extend(found);
+    }
+    let config = WorkerConfig { queue_capacity: 64, max_sequences: 16, ..WorkerConfig::default() };
+    let worker = Worker::start("sluice-nano", ModelSource::Path(model.into()), config)?;
+    let started = std::time::Instant::now();
+    let graded = grade(&worker, &records, 48, "handoff")?;
+    let mut out = std::io::BufWriter::new(std::fs::File::create(outcomes)?);
+    for (record, graded) in records.iter().zip(&graded) {
+        let quality = u8::from(graded.right && !graded.declined);
+        let cluster = blake3::hash(record.prompt.to_lowercase().as_bytes()).to_hex();
+        let row = serde_json::json!({
+            "id": record.id, "source": record.source, "domain": record.task, "prompt": record.prompt,
+            "weak_model": "sluice-nano", "strong_model": "*", "weak_quality": quality, "strong_quality": 1,
+            "cluster": &cluster[..16], "split": "dev",
+        });
+        writeln!(out, "{row}")?;
+    }
+    out.flush()?;
+    println!("{} records in {:.0} s\n", records.len(), started.elapsed().as_secs_f64());
+    println!("| task | source | n | right | declined |\n| --- | --- | ---: | ---: | ---: |");
+    for (key, TaskScore { n, right, declined }) in
+        scores(&records, &graded, |record| format!("{} | {}", record.task, record.source))
+    {
+        let share = |count: usize| 100.0 * count as f64 / n as f64;
+        println!("| {key} | {n} | {:.1} % | {:.1} % |", share(right), share(declined));
+    }
+    Ok(())
+}
