@@ -6,6 +6,6 @@
 pub mod domain;
 pub mod evidence;
 pub mod score;
+pub mod simulate;
 pub mod backend;
 pub mod gateway;
-pub mod simulate;
