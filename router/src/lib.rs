@@ -8,4 +8,5 @@ pub mod evidence;
 pub mod score;
 pub mod simulate;
 pub mod backend;
+pub mod cache;
 pub mod gateway;
