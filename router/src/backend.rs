@@ -5,6 +5,7 @@
 //! `backend/resilience` only says when another attempt is worth it. A stream that ends without [`Chunk::End`] is never an
 //! answer. Nothing here knows policies, budgets or the wire.
 
+pub mod local;
 pub mod remote;
 pub mod resilience;
 
