@@ -28,6 +28,7 @@ use secrecy::{ExposeSecret, SecretString};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
@@ -70,6 +71,7 @@ struct Shared {
     config: SimulatorConfig,
     books: Books,
     faults: Faults,
+    connections: Arc<AtomicU64>,
     stop: CancellationToken,
 }
 
@@ -82,9 +84,14 @@ impl Simulator {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         // Without this a small chunk waits for the acknowledgement of the one before it.
-        let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
+        let connections = Arc::new(AtomicU64::new(0));
+        let counted = connections.clone();
+        let listener = listener.tap_io(move |socket| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            drop(socket.set_nodelay(true));
+        });
         let books = Books::new(config.prices);
-        let shared = Arc::new(Shared { config, books, faults: Faults::default(), stop: stop.clone() });
+        let shared = Arc::new(Shared { config, books, faults: Faults::default(), connections, stop: stop.clone() });
         let routes = axum::Router::new()
             .route("/v1/chat/completions", post(respond::chat_completions))
             .route("/bill", get(show_bill))
@@ -107,6 +114,11 @@ impl Simulator {
     /// The base URL that a client of the protocol is given: `http://127.0.0.1:PORT/v1`.
     pub fn base_url(&self) -> String {
         format!("http://{}/v1", self.address)
+    }
+
+    /// Connections that were opened to it.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed)
     }
 
     /// Every request that arrived, oldest first, refused ones included.
