@@ -19,9 +19,7 @@ impl Usage {
         Self {
             input_tokens: self.input_tokens.saturating_add(other.input_tokens),
             output_tokens: self.output_tokens.saturating_add(other.output_tokens),
-            cached_input_tokens: self
-                .cached_input_tokens
-                .saturating_add(other.cached_input_tokens),
+            cached_input_tokens: self.cached_input_tokens.saturating_add(other.cached_input_tokens),
             reasoning_tokens: self.reasoning_tokens.saturating_add(other.reasoning_tokens),
         }
     }
@@ -56,15 +54,9 @@ impl FinishReason {
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        [
-            Self::Stop,
-            Self::Length,
-            Self::ToolCalls,
-            Self::Declined,
-            Self::Filtered,
-        ]
-        .into_iter()
-        .find(|reason| reason.as_str() == word)
+        [Self::Stop, Self::Length, Self::ToolCalls, Self::Declined, Self::Filtered]
+            .into_iter()
+            .find(|reason| reason.as_str() == word)
     }
 }
 

@@ -55,9 +55,7 @@ impl Route {
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Cache, Self::Local, Self::Remote, Self::Cascade]
-            .into_iter()
-            .find(|route| route.as_str() == word)
+        [Self::Cache, Self::Local, Self::Remote, Self::Cascade].into_iter().find(|route| route.as_str() == word)
     }
 }
 
@@ -146,10 +144,7 @@ pub struct Reason {
 impl Reason {
     /// A reason of `code` with words.
     pub fn new(code: ReasonCode, detail: impl Into<String>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-        }
+        Self { code, detail: detail.into() }
     }
 }
 

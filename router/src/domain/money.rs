@@ -61,21 +61,14 @@ fn decimal(text: &str, digits: u32) -> Result<i64, MoneyError> {
     if fraction.len() > width {
         return Err(out_of_range());
     }
-    format!("{whole}{fraction:0<width$}")
-        .parse()
-        .map_err(|_| out_of_range())
+    format!("{whole}{fraction:0<width$}").parse().map_err(|_| out_of_range())
 }
 
 impl fmt::Display for NanoUsd {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let magnitude = self.0.unsigned_abs();
-        write!(
-            formatter,
-            "{sign}${}.{:09}",
-            magnitude / 1_000_000_000,
-            magnitude % 1_000_000_000
-        )
+        write!(formatter, "{sign}${}.{:09}", magnitude / 1_000_000_000, magnitude % 1_000_000_000)
     }
 }
 
@@ -178,17 +171,11 @@ pub struct Cost {
 
 impl Cost {
     /// Nothing, known for certain (a cache hit, an attempt that never reached the backend).
-    pub const FREE: Self = Self {
-        amount: NanoUsd::ZERO,
-        basis: CostBasis::Reported,
-    };
+    pub const FREE: Self = Self { amount: NanoUsd::ZERO, basis: CostBasis::Reported };
 
     /// The sum of two costs; its basis is the weaker of the two.
     pub fn plus(self, other: Self) -> Self {
-        Self {
-            amount: self.amount + other.amount,
-            basis: self.basis.max(other.basis),
-        }
+        Self { amount: self.amount + other.amount, basis: self.basis.max(other.basis) }
     }
 }
 
@@ -199,11 +186,7 @@ mod tests {
     #[test]
     fn decimals_are_read_exactly() {
         let check = |text: &str, expected: Option<i64>| {
-            assert_eq!(
-                NanoUsd::from_decimal_usd(text).ok().map(NanoUsd::nanos),
-                expected,
-                "{text}"
-            );
+            assert_eq!(NanoUsd::from_decimal_usd(text).ok().map(NanoUsd::nanos), expected, "{text}");
         };
         check("25", Some(25_000_000_000));
         check("0.000000001", Some(1));

@@ -111,18 +111,12 @@ pub struct Message {
 impl Message {
     /// A message of one text part.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
-        Self {
-            role,
-            parts: vec![Part::Text(text.into())],
-        }
+        Self { role, parts: vec![Part::Text(text.into())] }
     }
 
     /// All text of the message, parts joined without a separator.
     pub fn content(&self) -> String {
-        self.parts
-            .iter()
-            .map(|Part::Text(text)| text.as_str())
-            .collect()
+        self.parts.iter().map(|Part::Text(text)| text.as_str()).collect()
     }
 
     /// Bytes of text.
@@ -193,22 +187,14 @@ impl Placement {
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        [
-            Self::Auto,
-            Self::LocalOnly,
-            Self::PreferLocal,
-            Self::PreferRemote,
-            Self::RemoteOnly,
-        ]
-        .into_iter()
-        .find(|placement| placement.as_str() == word)
+        [Self::Auto, Self::LocalOnly, Self::PreferLocal, Self::PreferRemote, Self::RemoteOnly]
+            .into_iter()
+            .find(|placement| placement.as_str() == word)
     }
 
     /// Combines placements, each with the name of who asked for it, to the most restrictive one. `*-only` beats
     /// `prefer-*` beats `auto`; opposite preferences cancel to the first one given; opposite `*-only`s are an error.
-    pub fn combine<'a>(
-        asked: impl IntoIterator<Item = (&'a str, Self)>,
-    ) -> Result<Self, PlacementConflict> {
+    pub fn combine<'a>(asked: impl IntoIterator<Item = (&'a str, Self)>) -> Result<Self, PlacementConflict> {
         let mut local_only: Option<&str> = None;
         let mut remote_only: Option<&str> = None;
         let mut preference = Self::Auto;
@@ -216,17 +202,14 @@ impl Placement {
             match placement {
                 Self::LocalOnly => local_only = local_only.or(Some(who)),
                 Self::RemoteOnly => remote_only = remote_only.or(Some(who)),
-                Self::PreferLocal | Self::PreferRemote if preference == Self::Auto => {
-                    preference = placement
-                }
+                Self::PreferLocal | Self::PreferRemote if preference == Self::Auto => preference = placement,
                 Self::Auto | Self::PreferLocal | Self::PreferRemote => {}
             }
         }
         match (local_only, remote_only) {
-            (Some(first), Some(second)) => Err(PlacementConflict {
-                first: first.to_owned(),
-                second: second.to_owned(),
-            }),
+            (Some(first), Some(second)) => {
+                Err(PlacementConflict { first: first.to_owned(), second: second.to_owned() })
+            }
             (Some(_), None) => Ok(Self::LocalOnly),
             (None, Some(_)) => Ok(Self::RemoteOnly),
             (None, None) => Ok(preference),
@@ -283,9 +266,7 @@ mod tests {
     fn placements_combine_to_the_most_restrictive() {
         use Placement::*;
         let check = |asked: &[Placement], expected: Option<Placement>| {
-            let named = asked
-                .iter()
-                .map(|placement| (placement.as_str(), *placement));
+            let named = asked.iter().map(|placement| (placement.as_str(), *placement));
             assert_eq!(Placement::combine(named).ok(), expected, "{asked:?}");
         };
         check(&[], Some(Auto));

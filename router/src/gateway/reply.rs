@@ -1,5 +1,6 @@
 //! What comes back from the gateway: an initial decision, a stream of events, and errors that say what was used.
 
+pub use crate::budget::BudgetWindow;
 use crate::domain::{Constraints, Cost, Decision, FinishReason, NanoUsd, RequestId, Usage};
 use futures_util::Stream;
 use std::pin::Pin;
@@ -79,25 +80,6 @@ pub struct GatewayError {
     pub kind: GatewayErrorKind,
     /// What was used; `None` before a request was admitted.
     pub report: Option<Box<FailureReport>>,
-}
-
-/// A budget's window, in UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum BudgetWindow {
-    /// From midnight to midnight.
-    Day,
-    /// A calendar month.
-    Month,
-}
-
-impl BudgetWindow {
-    /// The word used on the wire and in messages.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Day => "day",
-            Self::Month => "month",
-        }
-    }
 }
 
 /// Why a request failed, by what the caller can do about it.

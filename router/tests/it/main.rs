@@ -1,1 +1,3 @@
-//! Integration tests.
+//! Integration tests of the router: the real binary's parts, real protocols, in-process fakes.
+
+mod house;

@@ -1,0 +1,294 @@
+//! The known models: where they run, what they can do, what they cost. Read from `policies/models.toml`; every problem of
+//! the file is reported. Prices are integers (pico-USD per token), so a bill is exact.
+
+use crate::domain::{Limits, ModelId, NanoUsd, PicoUsdPerToken, Route, Usage};
+use crate::toml_file::{Problem, Problems, Section};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Tokens that a chat protocol may add round each message, and once round the whole: role, separators, special tokens.
+const FRAMING_TOKENS: u64 = 16;
+
+/// Where a model runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The model inside the binary.
+    Bundled,
+    /// A GGUF file.
+    File(PathBuf),
+    /// A remote target of the settings, and the model's name there.
+    Remote {
+        /// Name of the target in the settings.
+        target: String,
+        /// The model's name in the target's protocol.
+        upstream: String,
+    },
+}
+
+/// What a model can honour beside messages and a token limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// `temperature` and `top_p`.
+    pub sampling: bool,
+    /// `stop`.
+    pub stop: bool,
+    /// `seed`.
+    pub seed: bool,
+}
+
+/// Prices with their date and source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Price {
+    /// Per prompt token.
+    pub input: PicoUsdPerToken,
+    /// Per prompt token that the backend had cached.
+    pub cached_input: PicoUsdPerToken,
+    /// Per generated token, reasoning included.
+    pub output: PicoUsdPerToken,
+    /// Day on which the price was looked up.
+    pub date: String,
+    /// Where.
+    pub source: String,
+}
+
+/// One model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Its name.
+    pub id: ModelId,
+    /// Where it runs.
+    pub place: Place,
+    /// Tokens of prompt and answer together.
+    pub context: u32,
+    /// Most tokens of one answer.
+    pub max_output: u32,
+    /// Tokens of an answer where the client gives no limit.
+    pub default_output: u32,
+    /// What it can honour.
+    pub capabilities: Capabilities,
+    /// What it costs; local models cost no money.
+    pub price: Price,
+}
+
+impl Model {
+    /// `Local` or `Remote`.
+    pub fn route(&self) -> Route {
+        match self.place {
+            Place::Bundled | Place::File(_) => Route::Local,
+            Place::Remote { .. } => Route::Remote,
+        }
+    }
+
+    /// The provider's name in telemetry: `sluice` for local models, else the target.
+    pub fn provider(&self) -> &str {
+        match &self.place {
+            Place::Remote { target, .. } => target,
+            _ => "sluice",
+        }
+    }
+
+    /// What a usage costs: cached prompt tokens at their own price, summed exactly, rounded up once to a nano-USD.
+    pub fn cost(&self, usage: &Usage) -> NanoUsd {
+        let cached = usage.cached_input_tokens.min(usage.input_tokens);
+        let fresh = usage.input_tokens - cached;
+        let picos = self.price.input.times(fresh)
+            + self.price.cached_input.times(cached)
+            + self.price.output.times(usage.output_tokens);
+        NanoUsd::from_picos_rounded_up(picos)
+    }
+
+    /// The most an attempt can cost: no tokenizer makes more tokens than bytes, plus framing for each message, plus the
+    /// output cap that is sent upstream.
+    pub fn bound(&self, prompt_bytes: u64, messages: u64, max_output_tokens: u32) -> NanoUsd {
+        let input = prompt_bytes + FRAMING_TOKENS * (messages + 1);
+        let dearest = self.price.input.max(self.price.cached_input);
+        let picos = dearest.times(input) + self.price.output.times(u64::from(max_output_tokens));
+        NanoUsd::from_picos_rounded_up(picos)
+    }
+
+    /// The output cap of a request that asks for `wanted` tokens.
+    pub fn output_cap(&self, wanted: Option<u32>) -> u32 {
+        wanted.unwrap_or(self.default_output).min(self.max_output).max(1)
+    }
+
+    /// The field of `limits` that this model can't honour, if there is one.
+    pub fn unsupported(&self, limits: &Limits) -> Option<&'static str> {
+        let Capabilities { sampling, stop, seed } = self.capabilities;
+        let greedy = |value: Option<f32>| value.is_none_or(|value| value == 0.0);
+        if !sampling && !greedy(limits.temperature) {
+            Some("limits.temperature")
+        } else if !sampling && limits.top_p.is_some_and(|top_p| top_p < 1.0) {
+            Some("limits.top_p")
+        } else if !stop && !limits.stop.is_empty() {
+            Some("limits.stop")
+        } else if !seed && limits.seed.is_some() {
+            Some("limits.seed")
+        } else {
+            None
+        }
+    }
+}
+
+/// All known models.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    models: BTreeMap<ModelId, Model>,
+}
+
+impl Catalog {
+    /// Reads the catalog's text.
+    ///
+    /// # Errors
+    /// All problems of the file.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Vec<Problem>> {
+        let (table, mut problems) = Problems::parse(file, text);
+        let mut root = Section::root(&table);
+        let mut models = BTreeMap::new();
+        for section in root.sections("models", &mut problems) {
+            let span = section.span();
+            if let Some(model) = read_model(section, &mut problems)
+                && let Some(twice) = models.insert(model.id.clone(), model)
+            {
+                problems.add(span, "models", format!("model `{}` is listed twice", twice.id), "");
+            }
+        }
+        root.finish(&mut problems);
+        let found = problems.into_found();
+        if found.is_empty() { Ok(Self { models }) } else { Err(found) }
+    }
+
+    /// A model by name.
+    pub fn get(&self, id: &ModelId) -> Option<&Model> {
+        self.models.get(id)
+    }
+
+    /// All models by name.
+    pub fn models(&self) -> impl Iterator<Item = &Model> {
+        self.models.values()
+    }
+
+    /// Adds or replaces a model, as settings may.
+    pub fn insert(&mut self, model: Model) {
+        self.models.insert(model.id.clone(), model);
+    }
+}
+
+fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Model> {
+    let id = section.text("id", problems).map(|(id, _)| ModelId::new(id));
+    if id.is_none() {
+        section.missing("id", "give the model a name", problems);
+    }
+    let kind = section.word("kind", &["bundled", "file", "remote"], problems);
+    let place = match kind {
+        Some("bundled") => Some(Place::Bundled),
+        Some("file") => section.text("path", problems).map(|(path, _)| Place::File(path.into())),
+        Some(_) => {
+            let target = section.text("target", problems);
+            let upstream = section.text("upstream", problems);
+            target.zip(upstream).map(|((target, _), (upstream, _))| Place::Remote { target, upstream })
+        }
+        None => None,
+    };
+    if place.is_none() {
+        let what = "bundled models need nothing, files a `path`, remote ones `target` and `upstream`";
+        section.missing("kind", what, problems);
+    }
+    let tokens = |section: &mut Section<'_, '_>, key, problems: &mut Problems<'_>| {
+        let count = section.count(key, problems).and_then(|count| u32::try_from(count).ok());
+        if count.is_none() {
+            section.missing(key, "give a number of tokens", problems);
+        }
+        count
+    };
+    let context = tokens(&mut section, "context", problems);
+    let max_output = tokens(&mut section, "max_output", problems);
+    let default_output = tokens(&mut section, "default_output", problems);
+    let mut capabilities = Capabilities::default();
+    for (word, span) in section.texts("capabilities", problems).unwrap_or_default() {
+        match word.as_str() {
+            "sampling" => capabilities.sampling = true,
+            "stop" => capabilities.stop = true,
+            "seed" => capabilities.seed = true,
+            _ => problems.add(
+                span,
+                &section.path("capabilities"),
+                format!("`{word}` is none of sampling, stop, seed"),
+                "",
+            ),
+        }
+    }
+    let price = section.section("price", problems).and_then(|price| read_price(price, problems));
+    if kind == Some("remote") && price.is_none() {
+        section.missing("price", "a remote model without a price can't be budgeted", problems);
+    }
+    section.finish(problems);
+    Some(Model {
+        id: id?,
+        place: place?,
+        context: context?,
+        max_output: max_output?,
+        default_output: default_output?,
+        capabilities,
+        price: price.unwrap_or_default(),
+    })
+}
+
+fn read_price(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Price> {
+    let mut read = |key: &'static str| {
+        let Some((text, span)) = section.text(key, problems) else {
+            section.missing(key, "give USD per million tokens as a text such as \"0.40\"", problems);
+            return None;
+        };
+        let price = PicoUsdPerToken::from_usd_per_million(&text);
+        price.map_err(|error| problems.add(span, &section.path(key), error.to_string(), "")).ok()
+    };
+    let (input, cached_input, output) = (read("input"), read("cached_input"), read("output"));
+    let date = section.text("date", problems).map(|(date, _)| date);
+    let source = section.text("source", problems).map(|(source, _)| source);
+    if date.is_none() || source.is_none() {
+        section.missing("date", "say when and where the price was looked up (`date`, `source`)", problems);
+    }
+    section.finish(problems);
+    Some(Price { input: input?, cached_input: cached_input?, output: output?, date: date?, source: source? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[[models]]
+id = "a/large"
+kind = "remote"
+target = "a"
+upstream = "large"
+context = 1000
+max_output = 100
+default_output = 50
+capabilities = ["sampling", "stop"]
+price = { input = "0.40", cached_input = "0.10", output = "1.60", date = "2026-01-01", source = "test" }
+"#;
+
+    #[test]
+    fn costs_are_exact_and_never_above_the_bound() {
+        let catalog = Catalog::parse("models.toml", GOOD).unwrap();
+        let model = catalog.get(&ModelId::new("a/large")).unwrap();
+        let usage = Usage { input_tokens: 10, cached_input_tokens: 4, output_tokens: 3, reasoning_tokens: 1 };
+        assert_eq!(model.cost(&usage).nanos(), 6 * 400 + 4 * 100 + 3 * 1600);
+        assert!(model.bound(10, 1, 3) >= model.cost(&usage));
+        assert_eq!(model.output_cap(None), 50);
+        assert_eq!(model.output_cap(Some(1_000)), 100);
+        assert_eq!(model.unsupported(&Limits { seed: Some(1), ..Limits::default() }), Some("limits.seed"));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let text = GOOD.replace("\"0.40\"", "\"cheap\"").replace("target", "taget").replace("100\n", "-1\n");
+        let problems = Catalog::parse("models.toml", &text).unwrap_err();
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        for key in ["models[0].taget", "models[0].max_output", "models[0].price.input"] {
+            assert!(keys.contains(&key), "{key} in {keys:?}");
+        }
+        assert!(problems.iter().any(|problem| problem.suggestion == "did you mean `target`?"));
+    }
+}

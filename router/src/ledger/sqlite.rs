@@ -1,0 +1,449 @@
+//! The store: SQLite with a write-ahead log, one writer, many readers. The only place that knows SQL.
+
+use super::journal::Position;
+use super::query::{EntryFilter, GroupBy, Page, Summary, SummaryQuery, SummaryRow};
+use super::stored::{self, Record, StoredEnd, StoredEntry, StoredFeedback, StoredStart, StoredUsage};
+use super::{Attempt, Feedback, LedgerError, Story};
+use crate::domain::{EntryStatus, NanoUsd, RequestId, TenantId};
+use jiff::Timestamp;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Most rows that one summary reads.
+const SUMMARY_LIMIT: i64 = 5_000_000;
+
+/// The store; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pool: SqlitePool,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens or makes the file and brings its tables up to date.
+    pub async fn open(path: &Path) -> Result<Self, LedgerError> {
+        let failed =
+            |error: &dyn std::fmt::Display| LedgerError::Store { path: path.to_owned(), reason: error.to_string() };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(Duration::from_secs(5));
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await;
+        let pool = pool.map_err(|error| failed(&error))?;
+        let migration = Migration::new(
+            1,
+            Cow::Borrowed("ledger"),
+            MigrationType::Simple,
+            sqlx::SqlStr::from_static(include_str!("../../migrations/0001_ledger.sql")),
+            false,
+        );
+        let migrator = Migrator::with_migrations(vec![migration]);
+        migrator.run(&pool).await.map_err(|error| failed(&error))?;
+        Ok(Self { pool, path: path.to_owned() })
+    }
+
+    /// Wraps an error with the store's file.
+    pub fn error(&self, error: &dyn std::fmt::Display) -> LedgerError {
+        LedgerError::Store { path: self.path.clone(), reason: error.to_string() }
+    }
+
+    fn wrap(&self) -> impl Fn(sqlx::Error) -> LedgerError + '_ {
+        |error| self.error(&error)
+    }
+
+    /// How far the journal is taken.
+    pub async fn position(&self) -> Result<Position, LedgerError> {
+        let row =
+            sqlx::query("SELECT segment, position FROM journal_taken WHERE id = 1").fetch_optional(&self.pool).await;
+        let Some(row) = row.map_err(self.wrap())? else { return Ok(Position::default()) };
+        let number = |name: &str| row.try_get::<i64, _>(name).map(i64::unsigned_abs).map_err(self.wrap());
+        Ok(Position { segment: number("segment")?, offset: number("position")? })
+    }
+
+    /// Takes records and, in the same transaction, notes that the journal is taken up to `to`.
+    pub async fn take(&self, records: &[Record], to: Position) -> Result<(), LedgerError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.wrap())?;
+        for record in records {
+            let outcome = match record {
+                Record::Started(start) => insert_start(&mut transaction, start).await,
+                Record::Ended(end) => update_end(&mut transaction, end).await,
+                Record::Entry(entry) => insert_entry(&mut transaction, entry).await,
+                Record::Feedback(feedback) => upsert_feedback(&mut transaction, feedback).await,
+            };
+            outcome.map_err(self.wrap())?;
+        }
+        sqlx::query("INSERT OR REPLACE INTO journal_taken (id, segment, position) VALUES (1, ?, ?)")
+            .bind(to.segment.cast_signed())
+            .bind(to.offset.cast_signed())
+            .execute(&mut *transaction)
+            .await
+            .map_err(self.wrap())?;
+        transaction.commit().await.map_err(self.wrap())
+    }
+
+    /// Books attempts that never ended at their hold and gives their requests entries; returns how many attempts.
+    pub async fn interrupt_unfinished(&self, now: Timestamp) -> Result<u64, LedgerError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.wrap())?;
+        let done = sqlx::query(
+            "UPDATE attempts SET status = 'interrupted', ended_ms = ?, cost = hold, basis = 'bound', error = 'interrupted' \
+             WHERE status IS NULL",
+        )
+        .bind(now.as_millisecond())
+        .execute(&mut *transaction)
+        .await
+        .map_err(self.wrap())?;
+        sqlx::query(
+            "INSERT INTO entries (id, tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, \
+             input, output, cached, reasoning, cpu_seconds, error, labels, body) \
+             SELECT request, MIN(tenant), MIN(started_ms), MAX(ended_ms) - MIN(started_ms), 'interrupted', MIN(route), MIN(model), '', \
+             SUM(cost), 'bound', SUM(cost), SUM(input), SUM(output), SUM(cached), SUM(reasoning), SUM(cpu_seconds), \
+             'interrupted', '{}', NULL \
+             FROM attempts WHERE request NOT IN (SELECT id FROM entries) GROUP BY request",
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(self.wrap())?;
+        transaction.commit().await.map_err(self.wrap())?;
+        Ok(done.rows_affected())
+    }
+
+    /// What attempts cost since `from`: tenant, start, amount.
+    pub async fn spent_since(&self, from: Timestamp) -> Result<Vec<(TenantId, Timestamp, NanoUsd)>, LedgerError> {
+        let rows = sqlx::query("SELECT tenant, started_ms, cost FROM attempts WHERE started_ms >= ? AND cost > 0")
+            .bind(from.as_millisecond())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.wrap())?;
+        let spent = |row: &SqliteRow| -> Result<_, sqlx::Error> {
+            let tenant: String = row.try_get("tenant")?;
+            let at = Timestamp::from_millisecond(row.try_get("started_ms")?).unwrap_or_default();
+            Ok((TenantId::new(tenant), at, NanoUsd::new(row.try_get("cost")?)))
+        };
+        rows.iter().map(spent).collect::<Result<_, _>>().map_err(self.wrap())
+    }
+
+    /// One entry with all that belongs to it.
+    pub async fn story(&self, tenant: Option<&TenantId>, id: RequestId) -> Result<Story, LedgerError> {
+        let row = sqlx::query("SELECT * FROM entries WHERE id = ? AND (? = '' OR tenant = ?)")
+            .bind(id.to_string())
+            .bind(tenant.map_or("", TenantId::as_str))
+            .bind(tenant.map_or("", TenantId::as_str))
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(self.wrap())?;
+        match row {
+            Some(row) => self.complete(&row).await,
+            None => Err(LedgerError::NotFound(id.to_string())),
+        }
+    }
+
+    async fn complete(&self, row: &SqliteRow) -> Result<Story, LedgerError> {
+        let stored = stored_entry(row).map_err(self.wrap())?;
+        let id = stored.id.clone();
+        let entry = stored.entry().ok_or_else(|| self.error(&format!("entry {id} was written by another version")))?;
+        Ok(Story { entry, attempts: self.attempts(&id).await?, feedback: self.feedback(&id).await? })
+    }
+
+    async fn attempts(&self, request: &str) -> Result<Vec<Attempt>, LedgerError> {
+        let rows = sqlx::query("SELECT * FROM attempts WHERE request = ? ORDER BY started_ms, id")
+            .bind(request)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.wrap())?;
+        let found = rows.iter().map(stored_attempt).collect::<Result<Vec<_>, _>>().map_err(self.wrap())?;
+        Ok(found.into_iter().filter_map(|(start, end)| stored::attempt(start, end)).collect())
+    }
+
+    async fn feedback(&self, entry: &str) -> Result<Vec<Feedback>, LedgerError> {
+        let rows = sqlx::query("SELECT entry, source, value, at_ms FROM feedback WHERE entry = ? ORDER BY source")
+            .bind(entry)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.wrap())?;
+        let feedback = |row: &SqliteRow| -> Result<StoredFeedback, sqlx::Error> {
+            Ok(StoredFeedback {
+                entry: row.try_get("entry")?,
+                source: row.try_get("source")?,
+                value: row.try_get("value")?,
+                at_ms: row.try_get("at_ms")?,
+            })
+        };
+        let found = rows.iter().map(feedback).collect::<Result<Vec<_>, _>>().map_err(self.wrap())?;
+        Ok(found.iter().filter_map(StoredFeedback::feedback).collect())
+    }
+
+    /// Entries that match, newest first.
+    pub async fn list(&self, filter: &EntryFilter) -> Result<Page, LedgerError> {
+        let mut sql = String::from("SELECT * FROM entries WHERE received_ms >= ? AND received_ms < ?");
+        let mut values: Vec<String> = Vec::new();
+        for (column, value) in [
+            ("tenant", &filter.tenant),
+            ("route", &filter.route),
+            ("model", &filter.model),
+            ("policy", &filter.policy),
+            ("status", &filter.status),
+        ] {
+            if !value.is_empty() {
+                sql.push_str(&format!(" AND {column} = ?"));
+                values.push(value.clone());
+            }
+        }
+        for (key, value) in &filter.labels {
+            sql.push_str(" AND EXISTS (SELECT 1 FROM json_each(labels) AS l WHERE l.key = ? AND l.value = ?)");
+            values.extend([key.clone(), value.clone()]);
+        }
+        if !filter.page_token.is_empty() {
+            let (time, id) = filter.page_token.split_once('.').ok_or(LedgerError::PageToken)?;
+            time.parse::<i64>().ok().zip(RequestId::parse(id)).ok_or(LedgerError::PageToken)?;
+            sql.push_str(" AND (received_ms, id) < (CAST(? AS INTEGER), ?)");
+            values.extend([time.to_owned(), id.to_owned()]);
+        }
+        sql.push_str(" ORDER BY received_ms DESC, id DESC LIMIT ?");
+        let size = filter.size.clamp(1, 1000);
+        let mut query = sqlx::query(AssertSqlSafe(sql))
+            .bind(filter.from.map_or(i64::MIN, Timestamp::as_millisecond))
+            .bind(filter.to.map_or(i64::MAX, Timestamp::as_millisecond));
+        for value in values {
+            query = query.bind(value);
+        }
+        let rows = query.bind(size as i64 + 1).fetch_all(&self.pool).await.map_err(self.wrap())?;
+        let mut stories = Vec::new();
+        for row in rows.iter().take(size) {
+            stories.push(self.complete(row).await?);
+        }
+        let next_page_token = match stories.last() {
+            Some(last) if rows.len() > size => format!("{}.{}", last.entry.received_at.as_millisecond(), last.entry.id),
+            _ => String::new(),
+        };
+        Ok(Page { stories, next_page_token })
+    }
+
+    /// Sums over entries.
+    pub async fn summarize(&self, query: &SummaryQuery) -> Result<Vec<SummaryRow>, LedgerError> {
+        let rows = sqlx::query(
+            "SELECT tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, input, output, cached, \
+             reasoning, cpu_seconds, labels FROM entries \
+             WHERE received_ms >= ? AND received_ms < ? AND (? = '' OR tenant = ?) LIMIT ?",
+        )
+        .bind(query.from.as_millisecond())
+        .bind(query.to.as_millisecond())
+        .bind(&query.tenant)
+        .bind(&query.tenant)
+        .bind(SUMMARY_LIMIT)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(self.wrap())?;
+        let mut sums: BTreeMap<(i64, String), Summary> = BTreeMap::new();
+        for row in &rows {
+            add(&mut sums, query, row).map_err(self.wrap())?;
+        }
+        let row = |((bucket, group), summary): ((i64, String), Summary)| SummaryRow {
+            bucket: Timestamp::from_millisecond(bucket).unwrap_or_default(),
+            group,
+            summary,
+        };
+        Ok(sums.into_iter().map(row).collect())
+    }
+
+    /// Finishes the write-ahead log and closes the file.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+fn add(sums: &mut BTreeMap<(i64, String), Summary>, query: &SummaryQuery, row: &SqliteRow) -> Result<(), sqlx::Error> {
+    let received: i64 = row.try_get("received_ms")?;
+    let from = query.from.as_millisecond();
+    let bucket = match query.bucket.map(|bucket| bucket.as_millis() as i64) {
+        Some(width) if width > 0 => from + (received - from) / width * width,
+        _ => from,
+    };
+    let group: String = match &query.group_by {
+        GroupBy::None => String::new(),
+        GroupBy::Tenant => row.try_get("tenant")?,
+        GroupBy::Route => row.try_get("route")?,
+        GroupBy::Model => row.try_get("model")?,
+        GroupBy::Policy => row.try_get("policy")?,
+        GroupBy::Label(key) => labels(row)?.get(key).cloned().unwrap_or_default(),
+    };
+    let summary = sums.entry((bucket, group)).or_default();
+    let status: String = row.try_get("status")?;
+    let route: String = row.try_get("route")?;
+    let (cost, baseline) = (NanoUsd::new(row.try_get("cost")?), NanoUsd::new(row.try_get("baseline")?));
+    summary.requests += 1;
+    summary.cache_hits += u64::from(route == "cache");
+    if status == EntryStatus::Ok.as_str() {
+        summary.saved += baseline - cost;
+        summary.baseline += baseline;
+    }
+    *summary.by_status.entry(status).or_default() += 1;
+    summary.usage = summary.usage.plus(usage(row)?.into());
+    *summary.cost.entry(stored::basis(row.try_get::<&str, _>("basis")?)).or_default() += cost;
+    summary.cpu_seconds += row.try_get::<f64, _>("cpu_seconds")?;
+    summary.latency.record(row.try_get("latency_ms")?);
+    Ok(())
+}
+
+fn labels(row: &SqliteRow) -> Result<BTreeMap<String, String>, sqlx::Error> {
+    serde_json::from_str(row.try_get::<&str, _>("labels")?).map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+fn usage(row: &SqliteRow) -> Result<StoredUsage, sqlx::Error> {
+    Ok(StoredUsage {
+        input: row.try_get("input")?,
+        output: row.try_get("output")?,
+        cached: row.try_get("cached")?,
+        reasoning: row.try_get("reasoning")?,
+    })
+}
+
+fn stored_entry(row: &SqliteRow) -> Result<StoredEntry, sqlx::Error> {
+    if let Some(body) = row.try_get::<Option<&str>, _>("body")? {
+        return serde_json::from_str(body).map_err(|error| sqlx::Error::Decode(Box::new(error)));
+    }
+    // An interrupted request left nothing but its attempts.
+    Ok(StoredEntry {
+        id: row.try_get("id")?,
+        tenant: row.try_get("tenant")?,
+        key_name: String::new(),
+        received_ms: row.try_get("received_ms")?,
+        latency_ms: row.try_get("latency_ms")?,
+        first_byte_ms: None,
+        status: row.try_get("status")?,
+        decision: None,
+        constraints: None,
+        usage: usage(row)?,
+        cpu_seconds: row.try_get("cpu_seconds")?,
+        cost: row.try_get("cost")?,
+        basis: row.try_get("basis")?,
+        baseline: row.try_get("baseline")?,
+        baseline_method: String::new(),
+        finish_reason: None,
+        error: row.try_get("error")?,
+        cached_from: None,
+        labels: BTreeMap::new(),
+        conversation_id: String::new(),
+        end_user_id: String::new(),
+    })
+}
+
+fn stored_attempt(row: &SqliteRow) -> Result<(StoredStart, Option<StoredEnd>), sqlx::Error> {
+    let start = StoredStart {
+        attempt: row.try_get("id")?,
+        request: row.try_get("request")?,
+        tenant: row.try_get("tenant")?,
+        model: row.try_get("model")?,
+        route: row.try_get("route")?,
+        number: row.try_get("number")?,
+        started_ms: row.try_get("started_ms")?,
+        hold: row.try_get("hold")?,
+    };
+    let Some(status) = row.try_get::<Option<String>, _>("status")? else { return Ok((start, None)) };
+    let end = StoredEnd {
+        attempt: start.attempt.clone(),
+        request: start.request.clone(),
+        ended_ms: row.try_get("ended_ms")?,
+        status,
+        cost: row.try_get("cost")?,
+        basis: row.try_get("basis")?,
+        usage: usage(row)?,
+        cpu_seconds: row.try_get("cpu_seconds")?,
+        latency_ms: row.try_get("latency_ms")?,
+        error: row.try_get("error")?,
+        overrun: row.try_get("overrun")?,
+    };
+    Ok((start, Some(end)))
+}
+
+async fn insert_start(connection: &mut SqliteConnection, start: &StoredStart) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO attempts (id, request, tenant, model, route, number, started_ms, hold) VALUES (?, ?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(&start.attempt)
+    .bind(&start.request)
+    .bind(&start.tenant)
+    .bind(&start.model)
+    .bind(&start.route)
+    .bind(start.number)
+    .bind(start.started_ms)
+    .bind(start.hold)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn update_end(connection: &mut SqliteConnection, end: &StoredEnd) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE attempts SET ended_ms = ?, status = ?, cost = ?, basis = ?, input = ?, output = ?, cached = ?, reasoning = ?, \
+         cpu_seconds = ?, latency_ms = ?, error = ?, overrun = ? WHERE id = ?",
+    )
+    .bind(end.ended_ms)
+    .bind(&end.status)
+    .bind(end.cost)
+    .bind(&end.basis)
+    .bind(end.usage.input)
+    .bind(end.usage.output)
+    .bind(end.usage.cached)
+    .bind(end.usage.reasoning)
+    .bind(end.cpu_seconds)
+    .bind(end.latency_ms)
+    .bind(&end.error)
+    .bind(end.overrun)
+    .bind(&end.attempt)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn insert_entry(connection: &mut SqliteConnection, entry: &StoredEntry) -> Result<(), sqlx::Error> {
+    let json = |error: serde_json::Error| sqlx::Error::Encode(Box::new(error));
+    let word = |part: fn(&stored::StoredDecision) -> &str| entry.decision.as_ref().map_or("", part);
+    sqlx::query(
+        "INSERT INTO entries (id, tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, input, \
+         output, cached, reasoning, cpu_seconds, error, labels, body) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(&entry.id)
+    .bind(&entry.tenant)
+    .bind(entry.received_ms)
+    .bind(entry.latency_ms)
+    .bind(&entry.status)
+    .bind(word(|decision| &decision.route))
+    .bind(word(|decision| &decision.model))
+    .bind(word(|decision| &decision.policy))
+    .bind(entry.cost)
+    .bind(&entry.basis)
+    .bind(entry.baseline)
+    .bind(entry.usage.input)
+    .bind(entry.usage.output)
+    .bind(entry.usage.cached)
+    .bind(entry.usage.reasoning)
+    .bind(entry.cpu_seconds)
+    .bind(&entry.error)
+    .bind(serde_json::to_string(&entry.labels).map_err(json)?)
+    .bind(serde_json::to_string(entry).map_err(json)?)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn upsert_feedback(connection: &mut SqliteConnection, feedback: &StoredFeedback) -> Result<(), sqlx::Error> {
+    sqlx::query("INSERT OR REPLACE INTO feedback (entry, source, value, at_ms) VALUES (?, ?, ?, ?)")
+        .bind(&feedback.entry)
+        .bind(&feedback.source)
+        .bind(feedback.value)
+        .bind(feedback.at_ms)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

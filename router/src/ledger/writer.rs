@@ -1,0 +1,61 @@
+//! The one task that moves records from the journal into the store, in batches, and never gives up on one.
+
+use super::LedgerError;
+use super::journal::Journal;
+use super::sqlite::Store;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Most records in one transaction.
+const BATCH: usize = 512;
+/// First and longest wait after the store refused a batch.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Moves everything that stands in the journal now; returns how many records that were.
+pub async fn drain(journal: &Journal, store: &Store) -> Result<u64, LedgerError> {
+    let mut count = 0;
+    loop {
+        let from = store.position().await?;
+        let unreadable = |error: std::io::Error| store.error(&error);
+        let (records, to) = journal.read(from, BATCH).map_err(unreadable)?;
+        if records.is_empty() && to == from {
+            return Ok(count);
+        }
+        store.take(&records, to).await?;
+        count += records.len() as u64;
+        let bytes = if to.segment == from.segment { to.offset - from.offset } else { to.offset };
+        journal.taken(to, bytes);
+    }
+}
+
+/// Drains whenever the journal grows, until `stop` fires and everything is drained.
+pub async fn run(journal: Arc<Journal>, store: Store, stop: CancellationToken) {
+    let mut wait = BACKOFF.0;
+    loop {
+        match drain(&journal, &store).await {
+            Ok(_) => {
+                wait = BACKOFF.0;
+                if stop.is_cancelled() && journal.backlog_bytes() == 0 {
+                    return store.close().await;
+                }
+                tokio::select! {
+                    () = journal.grown() => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+            Err(error) if stop.is_cancelled() => {
+                tracing::error!(%error, "the store did not take the last records; the journal keeps them for the next start");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store did not take a batch; the journal keeps it");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.cancelled() => {}
+                }
+                wait = (wait * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
