@@ -163,8 +163,8 @@ fn platt(rows: &[Scored]) -> Calibration {
     Calibration::Platt { slope, offset }
 }
 
-/// Pool adjacent violators; a block becomes one point at its mean score. Values keep away from 0 and 1 as far as the rows
-/// of a block allow to say.
+/// Pool adjacent violators; the map is flat over a block and straight from block to block. Values keep away from 0 and 1 as
+/// far as the rows of a block allow to say.
 fn isotonic(rows: &[Scored]) -> Calibration {
     let mut rows = rows.to_vec();
     rows.sort_by(|a, b| a.score.total_cmp(&b.score));
@@ -172,7 +172,6 @@ fn isotonic(rows: &[Scored]) -> Calibration {
     for row in rows {
         let mut block = Block {
             rows: 1.0,
-            scores: row.score,
             good: f64::from(u8::from(row.suffices)),
             lowest: row.score,
             highest: row.score,
@@ -180,23 +179,19 @@ fn isotonic(rows: &[Scored]) -> Calibration {
         // Equal scores are one point, whatever happened.
         while let Some(last) = blocks.pop_if(|last| last.highest == block.lowest || last.rate() >= block.rate()) {
             block.rows += last.rows;
-            block.scores += last.scores;
             block.good += last.good;
             block.lowest = last.lowest;
         }
         blocks.push(block);
     }
-    let points = blocks.iter().map(|block| {
-        let smoothed = (block.good + 0.5) / (block.rows + 1.0);
-        (block.scores / block.rows, smoothed)
-    });
     let mut rising: Vec<(f64, f64)> = Vec::new();
-    for (x, y) in points {
+    for block in &blocks {
         // Smoothing may dent the order of neighbours; the running maximum mends it.
         let floor = rising.last().map_or(0.0, |last| last.1);
-        match rising.last_mut().filter(|last| last.0 >= x) {
-            Some(last) => last.1 = y.max(floor),
-            None => rising.push((x, y.max(floor))),
+        let smoothed = ((block.good + 0.5) / (block.rows + 1.0)).max(floor);
+        rising.push((block.lowest, smoothed));
+        if block.highest > block.lowest {
+            rising.push((block.highest, smoothed));
         }
     }
     Calibration::Isotonic(rising)
@@ -204,7 +199,6 @@ fn isotonic(rows: &[Scored]) -> Calibration {
 
 struct Block {
     rows: f64,
-    scores: f64,
     good: f64,
     lowest: f64,
     highest: f64,
