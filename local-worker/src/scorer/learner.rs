@@ -39,7 +39,7 @@ pub struct FitOptions {
 
 impl Default for FitOptions {
     fn default() -> Self {
-        Self { bits: 16, epochs: 6, seed: 1, rate: 0.1, l1: 0.02, l2: 1.0 }
+        Self { bits: 16, epochs: 6, seed: 1, rate: 0.1, l1: 0.1, l2: 1.0 }
     }
 }
 
