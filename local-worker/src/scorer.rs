@@ -10,6 +10,7 @@
 //! The result is a log-odds that means nothing by itself: calibration, pairs of models and thresholds belong to the router,
 //! and this module must not know them.
 
+mod bundled;
 mod excerpt;
 mod features;
 mod file;
@@ -17,6 +18,7 @@ mod learner;
 mod reasons;
 mod surface;
 
+pub use bundled::SLUICE_NANO_SCORER;
 pub use excerpt::EXCERPT_BYTES;
 pub use file::ScorerFileError;
 pub use learner::{Example, FitError, FitOptions, Learner};

@@ -2,7 +2,7 @@
 
 use super::{Pair, PairScorer};
 use crate::evidence::calibration::Calibration;
-use local_worker::scorer::{Scorer, ScorerFileError};
+use local_worker::scorer::{SLUICE_NANO_SCORER, Scorer, ScorerFileError};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -109,6 +109,14 @@ impl PairScorer {
             outcomes: header.outcomes,
             version: version(computed),
         })
+    }
+
+    /// The scorer of the bundled model; `None` if this build has none.
+    ///
+    /// # Errors
+    /// The bundled bytes are no scorer of this build: a mistake in packaging.
+    pub fn bundled() -> Result<Option<Self>, PairFileError> {
+        SLUICE_NANO_SCORER.map(Self::from_bytes).transpose()
     }
 
     /// Reads a scorer file.

@@ -1,0 +1,5 @@
+//! The scorer that goes with the bundled model.
+
+/// The scorer file of the bundled model, if this build has one; its format is the router's, which wraps [`super::Scorer`]
+/// with pair and calibration.
+pub const SLUICE_NANO_SCORER: Option<&[u8]> = None;
