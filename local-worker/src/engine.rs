@@ -6,29 +6,52 @@
 //!
 //! What an answer is worth, and who else could give it, is none of this module's business.
 
+mod clock;
+mod front;
 mod generation;
+mod hold;
+mod queue;
+mod rate;
 mod request;
+mod sample;
+mod sequence;
+mod source;
+mod thread;
 
 pub use generation::{Generation, UsageMeter};
 pub use request::{
-    ChatMessage, Event, FinishReason, Finished, GenerateError, GenerateRequest, Health, LoadSnapshot, ModelInfo,
-    ModelSource, SubmitError, Usage, WorkerConfig,
+    Event, FinishReason, Finished, GenerateError, GenerateRequest, Health, LoadSnapshot, ModelInfo, ModelSource,
+    SubmitError, Usage, WorkerConfig,
 };
 
-use std::sync::Arc;
-use std::time::Duration;
+pub use crate::template::ChatMessage;
+
+use std::sync::{Arc, Mutex, PoisonError, mpsc as channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
 
 use crate::model::LoadError;
+use queue::{Job, Shared};
+use thread::Desk;
 
-/// A handle on a running model; cheap to clone.
+/// A handle on a running model; cheap to clone. When the last one is dropped, what was accepted is finished and the thread
+/// ends.
 #[derive(Debug, Clone)]
-pub struct Worker(Arc<Shared>);
+pub struct Worker(Arc<Handle>);
 
-/// What handles and the thread share.
 #[derive(Debug)]
-struct Shared {
-    info: ModelInfo,
-    config: WorkerConfig,
+struct Handle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.notify();
+    }
 }
 
 impl Worker {
@@ -36,61 +59,173 @@ impl Worker {
     ///
     /// # Errors
     /// The file is missing, malformed or of a kind this build can't run, or a setting is out of range.
-    pub fn start(_name: &str, source: ModelSource, _config: WorkerConfig) -> Result<Self, LoadError> {
-        match source {
-            ModelSource::Bundled => Err(LoadError::NoBundledModel),
-            ModelSource::Path(path) => Err(LoadError::Unsupported {
-                file: path.display().to_string(),
-                problem: "this build has no model architecture yet".to_owned(),
-            }),
-        }
+    pub fn start(name: &str, source: ModelSource, config: WorkerConfig) -> Result<Self, LoadError> {
+        check_config(&config)?;
+        let (report, reported) = channel::sync_channel(1);
+        let thread_name = name.to_owned();
+        let body = move || match source::load(&thread_name, &source, &config) {
+            Err(error) => drop(report.send(Err(error))),
+            Ok(loaded) => {
+                let started = Instant::now();
+                let (desk, rates) = Desk::new(loaded.model, &config, loaded.info.context_length as usize);
+                let mut info = loaded.info;
+                info.load_seconds += started.elapsed().as_secs_f64();
+                let shared = Arc::new(Shared::new(config, info, loaded.front, loaded.decline, rates));
+                if report.send(Ok(shared.clone())).is_ok() {
+                    desk.serve(&shared, &source);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+        let thread = thread.map_err(|error| LoadError::Thread(error.to_string()))?;
+        let shared = reported.recv().map_err(|_| LoadError::Thread("it panicked while loading".to_owned()))??;
+        Ok(Self(Arc::new(Handle { shared, thread: Mutex::new(Some(thread)) })))
     }
 
     /// What the model is.
     pub fn info(&self) -> ModelInfo {
-        self.0.info.clone()
+        self.0.shared.info.clone()
     }
 
-    /// Queues a request, or refuses it at once. Costs the rendering and tokenising of the conversation, a few microseconds a
-    /// kilobyte, on the caller's thread; never waits.
+    /// Queues a request, or refuses it at once. Costs the rendering and tokenising of the conversation, about a microsecond
+    /// for ten bytes, on the caller's thread; never waits for the model.
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub fn submit(&self, _request: GenerateRequest) -> Result<Generation, SubmitError> {
-        Err(SubmitError::QueueFull { capacity: self.0.config.queue_capacity })
+    pub fn submit(&self, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        check_request(&request)?;
+        let shared = &self.0.shared;
+        let context = shared.info.context_length as usize;
+        let prompt = shared.front.encode(&request.messages, context)?;
+        if prompt.len() >= context {
+            return Err(SubmitError::PromptTooLong { tokens: prompt.len(), context });
+        }
+        let left = (context - prompt.len()) as u32;
+        let most = request.max_tokens.map_or(left, |most| most.min(left));
+        // Each output token is one event, and there are a first and a last one.
+        let (events, receiver) = mpsc::channel(most as usize + 2);
+        let meter = UsageMeter::default();
+        shared.accept(Job {
+            prompt,
+            most,
+            temperature: request.temperature,
+            top_p: request.top_p,
+            seed: request.seed,
+            stop: request.stop,
+            deadline: request.deadline,
+            events,
+            meter: meter.clone(),
+        })?;
+        Ok(Generation::new(receiver, meter))
     }
 
     /// Whether the worker can answer.
     pub fn health(&self) -> Health {
-        Health::Failed("this build has no model architecture yet".to_owned())
+        self.0.shared.lock().health.clone()
     }
 
     /// How busy it is, and how fast it has been lately.
     pub fn load(&self) -> LoadSnapshot {
-        LoadSnapshot::default()
+        let state = self.0.shared.lock();
+        LoadSnapshot {
+            waiting: state.waiting.len(),
+            running: state.running,
+            prefill_tokens_per_second: state.rates.prefill,
+            decode_tokens_per_second: state.rates.decode,
+        }
     }
 
-    /// Predicted time from now to the end of an answer, were it submitted now: the work waiting and running, this prompt, and
-    /// as many output tokens as answers have had lately, at most `max_tokens`.
-    pub fn predicted_wait(&self, _prompt_tokens: u32, _max_tokens: u32) -> Duration {
-        Duration::ZERO
+    /// Predicted time from now to the end of an answer, were it submitted now: the work waiting and running, this prompt,
+    /// and as many output tokens as answers have had lately, at most `max_tokens`.
+    pub fn predicted_wait(&self, prompt_tokens: u32, max_tokens: u32) -> Duration {
+        let state = self.0.shared.lock();
+        let output = state.rates.expected_output(max_tokens, 0);
+        state.rates.predict(state.backlog(), self.0.shared.config.max_sequences, f64::from(prompt_tokens), output)
     }
 
     /// Tokens a conversation takes as a prompt, the template's own included.
     ///
     /// # Errors
-    /// The template refuses the conversation.
-    pub fn count_prompt_tokens(&self, _messages: &[ChatMessage]) -> Result<u32, SubmitError> {
-        Err(SubmitError::ShuttingDown)
+    /// The template refuses the conversation, or it can't fit the context.
+    pub fn count_prompt_tokens(&self, messages: &[ChatMessage]) -> Result<u32, SubmitError> {
+        let shared = &self.0.shared;
+        Ok(shared.front.encode(messages, shared.info.context_length as usize)?.len() as u32)
     }
 
     /// Accepts nothing more, finishes what is queued and running, and joins the thread; what is not finished after `timeout`
-    /// fails with [`GenerateError::ShutDown`]. Returns whether everything was finished. Blocks.
-    pub fn shutdown(&self, _timeout: Duration) -> bool {
-        true
+    /// fails with [`GenerateError::ShutDown`]. Returns whether everything was finished. Blocks, after `timeout` for one
+    /// more step at most.
+    pub fn shutdown(&self, timeout: Duration) -> bool {
+        let shared = &self.0.shared;
+        let now = Instant::now();
+        let end = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400));
+        let mut state = shared.lock();
+        state.closing = true;
+        shared.notify();
+        let mut finished = true;
+        while !state.ended {
+            state = match shared.wait_until(state, end) {
+                Some(state) => state,
+                None => {
+                    finished = false;
+                    break;
+                }
+            };
+        }
+        if !finished {
+            shared.lock().abandoned = true;
+            shared.notify();
+        }
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        finished & thread.is_none_or(|thread| thread.join().is_ok())
     }
 
     /// Makes the model's thread panic before its next step, for tests of what follows.
     #[doc(hidden)]
-    pub fn inject_panic(&self) {}
+    pub fn inject_panic(&self) {
+        self.0.shared.lock().panic_wanted = true;
+        self.0.shared.notify();
+    }
 }
+
+fn check_config(config: &WorkerConfig) -> Result<(), LoadError> {
+    let wrong = |setting, problem: String| Err(LoadError::Config { setting, problem });
+    match config {
+        WorkerConfig { threads, .. } if *threads != 1 => {
+            wrong("threads", format!("is {threads}; this build decodes on one thread, so it must be 1"))
+        }
+        WorkerConfig { max_sequences, .. } if !(1..=1024).contains(max_sequences) => {
+            wrong("max_sequences", format!("is {max_sequences}; it must be between 1 and 1024"))
+        }
+        WorkerConfig { prefill_chunk, .. } if !(1..=65_536).contains(prefill_chunk) => {
+            wrong("prefill_chunk", format!("is {prefill_chunk}; it must be between 1 and 65536"))
+        }
+        WorkerConfig { context_limit: Some(limit), .. } if *limit < 2 => {
+            wrong("context_limit", format!("is {limit}; a prompt and an answer need at least 2"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_request(request: &GenerateRequest) -> Result<(), SubmitError> {
+    let wrong = |field, problem: String| Err(SubmitError::Invalid { field, problem });
+    if request.messages.is_empty() {
+        return wrong("messages", "are empty; there must be at least one".to_owned());
+    }
+    if request.max_tokens == Some(0) {
+        return wrong("max_tokens", "is 0; it must be at least 1".to_owned());
+    }
+    if !(request.temperature.is_finite() && request.temperature >= 0.0) {
+        return wrong("temperature", format!("is {}; it must be finite and at least 0", request.temperature));
+    }
+    if !(request.top_p > 0.0 && request.top_p <= 1.0) {
+        return wrong("top_p", format!("is {}; it must be above 0 and at most 1", request.top_p));
+    }
+    if request.stop.iter().any(String::is_empty) {
+        return wrong("stop", "has an empty text; leave it out".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! Small language models, in process.
-pub mod engine;
+mod kernels;
 pub mod model;
+pub mod tokenizer;
+pub mod template;
+pub mod engine;
 pub mod scorer;
 #[cfg(feature = "lab")]
 pub mod train;

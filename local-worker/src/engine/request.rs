@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::template::ChatMessage;
+
 /// Where a model's file comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
@@ -26,7 +28,8 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for.
     pub context_limit: Option<usize>,
-    /// Tokens at the start of an answer that may be held back while they could still become the decline text.
+    /// Tokens at the start of an answer that may be held back while they could still become the decline text; raised to what
+    /// that text needs. 0 passes everything on at once, a decline included.
     pub decline_hold: usize,
 }
 
@@ -41,15 +44,6 @@ impl Default for WorkerConfig {
             decline_hold: 8,
         }
     }
-}
-
-/// One turn of a conversation, as chat templates see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, `tool`: whatever the model's template knows.
-    pub role: String,
-    /// The text; control tokens spelled out in it stay text.
-    pub content: String,
 }
 
 /// An answer to be written.

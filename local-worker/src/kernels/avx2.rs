@@ -1,0 +1,183 @@
+//! Products with quantised matrices on AVX2: eight outputs by four inputs in three instructions.
+//!
+//! `maddubs` multiplies unsigned by signed bytes and adds pairs in 16 bits. Integers below 128 can't overflow that; full
+//! bytes (zero point 128) are made signed first and their sign moved to the other side.
+#![allow(unsafe_code, reason = "vector instructions; called only where the processor was found to have them")]
+
+use std::arch::x86_64::{
+    __m256, __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+};
+
+use half::f16;
+
+use super::TILE;
+use super::activation::{ActivationBlock, Activations};
+use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+
+/// See [`super::Matrix::multiply`].
+pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut [f32]) {
+    // SAFETY: `Level::detect` found every instruction set named below.
+    unsafe {
+        match matrix.kind() {
+            Kind::Four => walk::<true, false, false, 1>(matrix, input, out),
+            Kind::FourMin => walk::<true, true, false, 1>(matrix, input, out),
+            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, input, out),
+            Kind::Eight => walk::<false, false, false, 1>(matrix, input, out),
+            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, input, out),
+            Kind::EightTwo => walk::<false, false, true, 2>(matrix, input, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn walk<const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+    matrix: &QuantizedMatrix,
+    input: &Activations,
+    out: &mut [f32],
+) {
+    for tile in 0..matrix.rows().div_ceil(TILE) {
+        let view = matrix.tile(tile);
+        let mut m = 0;
+        while m < input.rows() {
+            m += match input.rows() - m {
+                1 => some::<1, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
+                2..=3 => some::<2, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
+                _ => some::<4, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
+            };
+        }
+    }
+}
+
+/// One tile times `M` rows of input from `first` on; returns `M`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+    view: TileView<'_>,
+    input: &Activations,
+    first: usize,
+    rows: usize,
+    tile: usize,
+    out: &mut [f32],
+) -> usize {
+    let inputs: [&[ActivationBlock]; M] = std::array::from_fn(|m| input.row_blocks(first + m));
+    for half in 0..2 {
+        let total = half_tile::<M, FOUR, MIN, WIDE, PARTS>(view, half, &inputs);
+        for (m, total) in total.iter().enumerate() {
+            let mut sums = [0.0f32; 8];
+            // SAFETY: eight floats fit the array.
+            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), *total) };
+            let from = tile * TILE + half * 8;
+            let count = 8.min(rows.saturating_sub(from));
+            let at = (first + m) * rows + from;
+            if count > 0 {
+                out[at..at + count].copy_from_slice(&sums[..count]);
+            }
+        }
+    }
+    M
+}
+
+/// Eight lanes of a tile, the first or the second half.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+    view: TileView<'_>,
+    half: usize,
+    inputs: &[&[ActivationBlock]; M],
+) -> [__m256; M] {
+    let blocks = inputs[0].len();
+    let per_block = if FOUR { 4 } else { 8 };
+    let full = !FOUR && view.zero == 128;
+    let low = _mm256_set1_epi8(15);
+    let mut total = [_mm256_setzero_ps(); M];
+    for (block, lines) in view.lines.chunks_exact(per_block).enumerate().take(blocks) {
+        let now: [&ActivationBlock; M] = std::array::from_fn(|m| &inputs[m][block]);
+        for part in 0..PARTS {
+            let mut dot: [__m256i; M] = std::array::from_fn(|m| {
+                let sum = if PARTS == 2 { now[m].sums[part] } else { now[m].sums[0] + now[m].sums[1] };
+                _mm256_set1_epi32(if full { 0 } else { -view.zero * sum })
+            });
+            if FOUR {
+                for group in 0..4 {
+                    let both = load(&lines[group], half);
+                    let (near, far) =
+                        (_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16::<4>(both), low));
+                    for m in 0..M {
+                        dot[m] = small_dot(dot[m], near, now[m].word(group));
+                        dot[m] = small_dot(dot[m], far, now[m].word(group + 4));
+                    }
+                }
+            } else {
+                for group in part * (8 / PARTS)..(part + 1) * (8 / PARTS) {
+                    let weights = load(&lines[group], half);
+                    for m in 0..M {
+                        let word = now[m].word(group);
+                        dot[m] = if full { full_dot(dot[m], weights, word) } else { small_dot(dot[m], weights, word) };
+                    }
+                }
+            }
+            let at = block * PARTS + part;
+            let scale =
+                if WIDE { load_wide(&view.wide_scales[at], half) } else { load_half(&view.half_scales[at], half) };
+            for m in 0..M {
+                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(now[m].scale));
+                total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[m]), scale, total[m]);
+            }
+        }
+        if MIN {
+            let minima = if WIDE {
+                load_wide(&view.wide_minima[block], half)
+            } else {
+                load_half(&view.half_minima[block], half)
+            };
+            for m in 0..M {
+                let sum = (now[m].sums[0] + now[m].sums[1]) as f32 * now[m].scale;
+                total[m] = _mm256_fmadd_ps(minima, _mm256_set1_ps(sum), total[m]);
+            }
+        }
+    }
+    total
+}
+
+/// Adds the products of eight times four unsigned integers below 128 with the four signed ones of `word`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn small_dot(dot: __m256i, weights: __m256i, word: i32) -> __m256i {
+    let pairs = _mm256_maddubs_epi16(weights, _mm256_set1_epi32(word));
+    _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+/// The same for full bytes around 128.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn full_dot(dot: __m256i, weights: __m256i, word: i32) -> __m256i {
+    let signed = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(_mm256_set1_epi32(word), signed));
+    _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(line: &Line, half: usize) -> __m256i {
+    let bytes = &line.0[half * 32..half * 32 + 32];
+    // SAFETY: 32 bytes, aligned to 32, as a line is to 64.
+    unsafe { _mm256_load_si256(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_wide(scales: &[f32; TILE], half: usize) -> __m256 {
+    let eight = &scales[half * 8..half * 8 + 8];
+    // SAFETY: eight floats are there.
+    unsafe { _mm256_loadu_ps(eight.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn load_half(scales: &[f16; TILE], half: usize) -> __m256 {
+    let eight = &scales[half * 8..half * 8 + 8];
+    // SAFETY: eight halves, 16 bytes, are there.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(eight.as_ptr().cast()) })
+}

@@ -1,0 +1,31 @@
+//! The portable product with a quantised matrix: the definition the fast forms are tested against.
+
+use super::TILE;
+use super::activation::Activations;
+use super::quantized::{BLOCK, QuantizedMatrix};
+
+/// See [`super::Matrix::multiply`].
+pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut [f32]) {
+    let (rows, kind) = (matrix.rows(), matrix.kind());
+    let size = BLOCK / kind.parts();
+    for row in 0..rows {
+        let (tile, lane) = (matrix.tile(row / TILE), row % TILE);
+        for m in 0..input.rows() {
+            let mut total = 0.0f32;
+            for (block, activation) in input.row_blocks(m).iter().enumerate() {
+                for part in 0..kind.parts() {
+                    let mut dot = 0;
+                    for index in part * size..(part + 1) * size {
+                        dot += tile.integer(kind, lane, block, index) * i32::from(activation.q[index]);
+                    }
+                    total += dot as f32 * (tile.scale(kind, lane, block, part) * activation.scale);
+                }
+                if kind.minima() {
+                    let sum = (activation.sums[0] + activation.sums[1]) as f32 * activation.scale;
+                    total += tile.minimum(kind, lane, block) * sum;
+                }
+            }
+            out[m * rows + row] = total;
+        }
+    }
+}

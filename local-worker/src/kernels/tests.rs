@@ -1,0 +1,136 @@
+//! Every fast product against the scalar one, and the scalar one against the definition.
+
+use half::f16;
+use proptest::prelude::*;
+
+use super::*;
+
+fn pseudo(seed: u64, index: usize) -> f32 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 29)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x >> 40) as f32 / (1u64 << 24) as f32) * 2.0 - 1.0
+}
+
+fn activations(level: Level, rows: usize, cols: usize, seed: u64) -> Activations {
+    let mut input = Activations::default();
+    for (index, value) in input.reset(rows, cols).iter_mut().enumerate() {
+        *value = pseudo(seed, index) * if index % 97 == 0 { 20.0 } else { 1.0 };
+    }
+    input.quantize(level);
+    input
+}
+
+fn matrix(kind: Kind, zero: i32, rows: usize, cols: usize, seed: u64) -> QuantizedMatrix {
+    let top = if kind.four() {
+        15.0
+    } else if zero == 128 {
+        255.0
+    } else {
+        63.0
+    };
+    QuantizedMatrix::pack(rows, cols, kind, zero, |row, block| {
+        let at = (row * cols / BLOCK + block) * 40;
+        let scale = f16::from_f32(0.01 + pseudo(seed, at).abs() * 0.1).to_f32();
+        Unit {
+            q: std::array::from_fn(|i| ((pseudo(seed + 1, at + i) * 0.5 + 0.5) * top).round() as u8),
+            scale: [scale, if kind == Kind::EightTwo { scale * 0.5 } else { scale }],
+            minimum: f16::from_f32(pseudo(seed + 2, at)).to_f32(),
+        }
+    })
+}
+
+const KINDS: [(Kind, i32); 8] = [
+    (Kind::Four, 8),
+    (Kind::FourMin, 0),
+    (Kind::FourMinWide, 0),
+    (Kind::Eight, 128),
+    (Kind::Eight, 16),
+    (Kind::EightMinWide, 0),
+    (Kind::EightTwo, 32),
+    (Kind::FourMin, 8),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_level_agrees_with_the_definition(rows in 1usize..50, blocks in 1usize..9, m in 1usize..20, seed in any::<u32>()) {
+        let cols = blocks * BLOCK;
+        for (kind, zero) in KINDS {
+            let matrix = matrix(kind, zero, rows, cols, u64::from(seed));
+            let input = activations(Level::Scalar, m, cols, u64::from(seed) + 9);
+            let mut scalar = vec![0.0; m * rows];
+            matrix.multiply(Level::Scalar, &input, &mut scalar);
+            let mut weights = vec![0.0; cols];
+            for row in 0..rows {
+                matrix.read_row(row, &mut weights);
+                for m in 0..m {
+                    let mut want = 0.0f64;
+                    let mut size = 0.0f64;
+                    for (block, part) in input.row_blocks(m).iter().zip(weights.chunks(BLOCK)) {
+                        for (q, weight) in block.q.iter().zip(part) {
+                            let term = f64::from(*q) * f64::from(block.scale) * f64::from(*weight);
+                            want += term;
+                            size += term.abs();
+                        }
+                    }
+                    let got = f64::from(scalar[m * rows + row]);
+                    prop_assert!((got - want).abs() <= 1e-5 * size + 1e-6, "{kind:?}: {got} for {want}");
+                }
+            }
+            for level in Level::available() {
+                let quick = activations(level, m, cols, u64::from(seed) + 9);
+                let mut out = vec![0.0; m * rows];
+                matrix.multiply(level, &quick, &mut out);
+                for (got, want) in out.iter().zip(&scalar) {
+                    prop_assert!((got - want).abs() <= 2e-4 * want.abs() + 2e-3, "{kind:?} {level:?}: {got} for {want}");
+                }
+                let mut alone = vec![0.0; rows];
+                let mut input = Activations::default();
+                input.reset(1, cols).copy_from_slice(quick.row(m - 1));
+                input.quantize(level);
+                matrix.multiply(level, &input, &mut alone);
+                prop_assert_eq!(&alone, &out[(m - 1) * rows..], "a row alone and among others, {:?} {:?}", kind, level);
+            }
+        }
+    }
+
+    #[test]
+    fn dense_products_are_right(rows in 1usize..40, cols in 1usize..70, m in 1usize..9, seed in any::<u32>()) {
+        let weight = |row: usize, col: usize| f16::from_f32(pseudo(u64::from(seed), row * cols + col));
+        let single = DenseMatrix::pack_single(rows, cols, |row, col| weight(row, col).to_f32());
+        let half = DenseMatrix::pack_half(rows, cols, weight);
+        for level in Level::available() {
+            let input = activations(level, m, cols, 5);
+            for matrix in [&single, &half] {
+                let mut out = vec![0.0; m * rows];
+                matrix.multiply(level, &input, &mut out);
+                for m in 0..m {
+                    for row in 0..rows {
+                        let want: f64 =
+                            (0..cols).map(|col| f64::from(weight(row, col).to_f32()) * f64::from(input.row(m)[col])).sum();
+                        let got = f64::from(out[m * rows + row]);
+                        prop_assert!((got - want).abs() < 1e-4, "{level:?}: {got} for {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_activations_are_the_same_at_every_level_and_poisoned_by_what_is_not_finite() {
+    let scalar = activations(Level::Scalar, 3, 64, 1);
+    for level in Level::available() {
+        let input = activations(level, 3, 64, 1);
+        for (a, b) in scalar.row_blocks(2).iter().zip(input.row_blocks(2)) {
+            assert_eq!((a.q, a.sums, a.scale), (b.q, b.sums, b.scale));
+        }
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut input = Activations::default();
+            input.reset(1, 32)[7] = bad;
+            input.quantize(level);
+            assert!(input.row_blocks(0)[0].scale.is_nan());
+        }
+    }
+}

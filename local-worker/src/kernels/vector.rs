@@ -1,0 +1,279 @@
+//! The vector loops of a transformer, written once as portable code in lanes of sixteen and compiled for each instruction
+//! set. Sums are kept in sixteen lanes and added up in one fixed order, so every level gives the same bits.
+
+use super::TILE;
+use super::activation::ActivationBlock;
+use super::quantized::BLOCK;
+
+/// Compiles a portable body once for each [`Level`], and a function that chooses.
+macro_rules! leveled {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$doc])*
+        #[allow(unsafe_code, reason = "a function compiled for more instructions is called only where they were found")]
+        $visibility fn $name(level: $crate::kernels::Level, $($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn portable($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+            fn avx512($($argument: $type),*) $(-> $result)? { portable($($argument),*) }
+            match level {
+                $crate::kernels::Level::Scalar => portable($($argument),*),
+                // SAFETY: `Level::detect` found these instruction sets.
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::Level::Avx2 => unsafe { avx2($($argument),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::Level::Avx512Vnni => unsafe { avx512($($argument),*) },
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => portable($($argument),*),
+            }
+        }
+    };
+}
+pub(super) use leveled;
+
+/// Adding and taking away this number rounds a smaller one to the nearest integer.
+const ROUNDING: f32 = 12_582_912.0;
+
+leveled! {
+    /// 32 values as integers within ±127 of their largest.
+    pub(super) fn quantize_block(values: &[f32; BLOCK], block: &mut ActivationBlock) {
+        let mut largest = 0u32;
+        for value in values {
+            largest = largest.max(value.to_bits() & 0x7fff_ffff);
+        }
+        let largest = f32::from_bits(largest);
+        if !largest.is_finite() {
+            *block = ActivationBlock { scale: f32::NAN, ..ActivationBlock::ZERO };
+            return;
+        }
+        if largest < 1e-30 {
+            *block = ActivationBlock::ZERO;
+            return;
+        }
+        block.scale = largest / 127.0;
+        let inverse = 127.0 / largest;
+        for (q, value) in block.q.iter_mut().zip(values) {
+            *q = (value * inverse + ROUNDING).to_bits() as i8;
+        }
+        for (sum, part) in block.sums.iter_mut().zip(block.q.as_chunks::<16>().0) {
+            *sum = part.iter().map(|q| i32::from(*q)).sum();
+        }
+    }
+}
+
+leveled! {
+    /// `out = x / √(mean(x²) + epsilon) · weight`, all of one length.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        let mean = sum_products(x, x) / x.len().max(1) as f32;
+        let factor = 1.0 / (mean + epsilon).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * factor * weight;
+        }
+    }
+}
+
+leveled! {
+    /// Turns each pair of neighbours by its angle, in every head of `head` values; the angles' cosines and sines may be fewer
+    /// than half a head, the rest stays.
+    pub fn rope(values: &mut [f32], head: usize, cosines: &[f32], sines: &[f32]) {
+        for values in values.chunks_exact_mut(head) {
+            for ((pair, cosine), sine) in values.as_chunks_mut::<2>().0.iter_mut().zip(cosines).zip(sines) {
+                *pair = [pair[0] * cosine - pair[1] * sine, pair[0] * sine + pair[1] * cosine];
+            }
+        }
+    }
+}
+
+leveled! {
+    /// `x += y`.
+    pub fn add(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+leveled! {
+    /// `out = gate · sigmoid(gate) · up`, all of one length.
+    pub fn silu_multiply(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate / (1.0 + exponential(-gate)) * up;
+        }
+    }
+}
+
+leveled! {
+    /// One head's attention: `out = softmax(scale · query · keysᵀ) · values` over `scores.len()` positions. Keys and values
+    /// lie position after position, each as long as the query; `scores` is scratch.
+    pub fn attend(query: &[f32], keys: &[f32], values: &[f32], scale: f32, scores: &mut [f32], out: &mut [f32]) {
+        let head = query.len();
+        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head)) {
+            *score = sum_products(query, key) * scale;
+        }
+        let inverse = 1.0 / softmax_terms(scores);
+        let (lanes, rest) = out.as_chunks_mut::<TILE>();
+        for (chunk, out) in lanes.iter_mut().enumerate() {
+            let mut total = [0.0f32; TILE];
+            for (score, value) in scores.iter().zip(values.chunks_exact(head)) {
+                for (total, value) in total.iter_mut().zip(&value[chunk * TILE..chunk * TILE + TILE]) {
+                    *total += score * value;
+                }
+            }
+            for (out, total) in out.iter_mut().zip(total) {
+                *out = total * inverse;
+            }
+        }
+        let from = lanes.len() * TILE;
+        for (index, out) in rest.iter_mut().enumerate() {
+            let terms = scores.iter().zip(values.chunks_exact(head));
+            *out = terms.map(|(score, value)| score * value[from + index]).sum::<f32>() * inverse;
+        }
+    }
+}
+
+leveled! {
+    /// Natural logarithm of the sum of exponentials; `scratch` is as long.
+    pub fn log_sum_exp(logits: &[f32], scratch: &mut [f32]) -> f32 {
+        scratch.copy_from_slice(logits);
+        let largest = maximum(logits);
+        largest + softmax_terms(scratch).ln()
+    }
+}
+
+leveled! {
+    /// The index of the largest value, the largest and the second largest; the first of equals. Not-a-numbers never win, and
+    /// of an empty slice the index is 0.
+    pub fn top_two(values: &[f32]) -> (usize, f32, f32) {
+        let (mut at, mut first, mut second) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for (chunk, part) in values.chunks(TILE).enumerate() {
+            if maximum(part) <= second {
+                continue;
+            }
+            for (index, value) in part.iter().enumerate() {
+                if *value > first {
+                    (at, first, second) = (chunk * TILE + index, *value, first);
+                } else if *value > second {
+                    second = *value;
+                }
+            }
+        }
+        (at, first, second)
+    }
+}
+
+/// Replaces each value by the exponential of its distance to the largest, and returns their sum.
+#[inline(always)]
+fn softmax_terms(values: &mut [f32]) -> f32 {
+    let largest = maximum(values);
+    let mut total = [0.0f32; TILE];
+    let (lanes, rest) = values.as_chunks_mut::<TILE>();
+    for lanes in lanes {
+        for (value, total) in lanes.iter_mut().zip(&mut total) {
+            *value = exponential(*value - largest);
+            *total += *value;
+        }
+    }
+    for (value, total) in rest.iter_mut().zip(&mut total) {
+        *value = exponential(*value - largest);
+        *total += *value;
+    }
+    total.iter().sum()
+}
+
+#[inline(always)]
+fn maximum(values: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; TILE];
+    let (lanes, rest) = values.as_chunks::<TILE>();
+    for lanes in lanes.iter().map(<[f32; TILE]>::as_slice).chain([rest]) {
+        for (value, largest) in lanes.iter().zip(&mut largest) {
+            *largest = if *value > *largest { *value } else { *largest };
+        }
+    }
+    largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+}
+
+#[inline(always)]
+fn sum_products(x: &[f32], y: &[f32]) -> f32 {
+    let mut total = [0.0f32; TILE];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<TILE>(), y.as_chunks::<TILE>());
+    for (x, y) in x.iter().zip(y) {
+        for ((total, x), y) in total.iter_mut().zip(x).zip(y) {
+            *total += x * y;
+        }
+    }
+    let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
+    total.iter().sum::<f32>() + rest
+}
+
+/// `e^x` within 2 ulp-ish (relative error below 3e-7) for x in ±87, saturating outside: range reduction by ln 2 in two parts
+/// and a polynomial of degree 6. No call and no branch, so that loops around it become vector code.
+#[inline(always)]
+fn exponential(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUNDING;
+    let power = shifted - ROUNDING;
+    let rest = x - power * 0.693_359_4 + power * 2.121_944_4e-4;
+    let mut sum = 1.0 / 720.0;
+    for term in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        sum = sum * rest + term;
+    }
+    // The low bits of `shifted` are the power as an integer.
+    sum * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    #[test]
+    fn exponential_is_close() {
+        for step in -8700..=8700 {
+            let x = step as f32 / 100.0;
+            let (got, want) = (f64::from(exponential(x)), f64::from(x).exp());
+            assert!((got / want - 1.0).abs() < 3e-7 + 1e-6 * f64::from(x.abs()) / 87.0, "e^{x}: {got} for {want}");
+        }
+        assert!(exponential(f32::NAN).is_nan());
+        assert!(exponential(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn top_two_finds_the_first_of_equals() {
+        let mut values: Vec<f32> = (0..100).map(|i| ((i * 37) % 91) as f32).collect();
+        values[70] = 200.0;
+        values[71] = 200.0;
+        for level in Level::available() {
+            assert_eq!(top_two(level, &values), (70, 200.0, 200.0));
+            assert_eq!(top_two(level, &[1.0, f32::NAN, 3.0, 2.0]), (2, 3.0, 2.0));
+        }
+    }
+
+    #[test]
+    fn attention_is_the_textbook_one_at_every_level() {
+        let (head, positions) = (40, 21);
+        let wave =
+            |seed: usize, count: usize| (0..count).map(|i| ((i * 7 + seed) as f32 * 0.37).sin()).collect::<Vec<_>>();
+        let (query, keys, values) = (wave(1, head), wave(2, head * positions), wave(3, head * positions));
+        let scale = 0.3f32;
+        let terms: Vec<f64> = (0..positions)
+            .map(|p| {
+                let dot: f64 = (0..head).map(|d| f64::from(query[d] * keys[p * head + d])).sum();
+                (dot * f64::from(scale)).exp()
+            })
+            .collect();
+        let sum: f64 = terms.iter().sum();
+        for level in Level::available() {
+            let (mut scores, mut out) = (vec![0.0; positions], vec![0.0; head]);
+            attend(level, &query, &keys, &values, scale, &mut scores, &mut out);
+            for d in 0..head {
+                let want: f64 = (0..positions).map(|p| terms[p] * f64::from(values[p * head + d])).sum::<f64>() / sum;
+                assert!((f64::from(out[d]) - want).abs() < 1e-5, "{level:?} {d}: {} for {want}", out[d]);
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The model compiled into this crate.
+
+/// The bundled model's file, if this build has one.
+pub const SLUICE_NANO: Option<&[u8]> = None;
