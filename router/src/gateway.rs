@@ -1,9 +1,214 @@
-//! One request, start to end: constrain → cache → score → decide → hold, journal, attempt → meter → record.
+//! One request, start to end: constrain → cache → score → decide → hold, journal, attempt → book → record.
 //!
-//! The gateway speaks domain words only; protocols live in `edge`, implementations are handed in by `app`.
+//! The gateway speaks domain words only; protocols live in `edge`, implementations are handed in by `app`. A request
+//! sees one snapshot of policies, certificates and prices from start to end.
 
-pub mod reply;
+mod attempt;
+mod facts;
+mod observe;
+mod record;
+mod reply;
+mod run;
 
 pub use reply::{
     BudgetWindow, Explanation, FailureReport, GatewayError, GatewayErrorKind, Reply, ReplyEvent, ReplyStream, Summary,
 };
+
+use crate::backend::Backend;
+use crate::backend::resilience::RetryPolicy;
+use crate::budget::{BudgetLimits, Budgets};
+use crate::cache::{CacheKey, ExactCache};
+use crate::domain::{Constraints, Decision, EntryStatus, Message, ModelId, Request, TenantId};
+use crate::ledger::Ledger;
+use crate::policy::{Policy, Registry, Snapshot};
+use crate::score::Scorers;
+use crate::telemetry::Metrics;
+use run::{Events, RETRY_SOON, Run};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Events that may wait between a backend and a slow reader before the backend is slowed down.
+const EVENT_QUEUE: usize = 64;
+
+/// What the gateway is built of.
+pub struct Parts {
+    /// Policies, certificates and prices, swapped as one.
+    pub registry: Arc<Registry>,
+    /// Everything that can write answers, by model.
+    pub backends: HashMap<ModelId, Arc<dyn Backend>>,
+    /// Calibrated scorers by pair.
+    pub scorers: Arc<Scorers>,
+    /// Complete answers.
+    pub cache: ExactCache,
+    /// Money.
+    pub budgets: Arc<Budgets>,
+    /// Limits of tenants, from settings; `default_limits` for the others.
+    pub tenant_limits: HashMap<TenantId, BudgetLimits>,
+    /// Limits of tenants that settings don't name.
+    pub default_limits: BudgetLimits,
+    /// Record of what happened.
+    pub ledger: Arc<Ledger>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Which remote attempts are worth repeating, and when.
+    pub retry: RetryPolicy,
+    /// Most requests under way at once.
+    pub max_concurrent: usize,
+    /// Owns the tasks of requests under way.
+    pub tracker: TaskTracker,
+    /// Cancelled when no new request is to be taken.
+    pub stopping: CancellationToken,
+}
+
+/// The gateway.
+pub struct Gateway {
+    registry: Arc<Registry>,
+    backends: HashMap<ModelId, Arc<dyn Backend>>,
+    scorers: Arc<Scorers>,
+    cache: ExactCache,
+    budgets: Arc<Budgets>,
+    tenant_limits: HashMap<TenantId, BudgetLimits>,
+    default_limits: BudgetLimits,
+    ledger: Arc<Ledger>,
+    metrics: Metrics,
+    retry: RetryPolicy,
+    admission: Arc<Semaphore>,
+    tracker: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// A request that was let in, with the snapshot that it keeps to its end.
+pub(crate) struct Admitted {
+    request: Request,
+    messages: Arc<[Message]>,
+    snapshot: Arc<Snapshot>,
+    policy: Arc<Policy>,
+    constraints: Constraints,
+    received: Instant,
+    received_at: jiff::Timestamp,
+    cache_key: Option<CacheKey>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Gateway {
+    /// Builds the gateway.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            registry: parts.registry,
+            backends: parts.backends,
+            scorers: parts.scorers,
+            cache: parts.cache,
+            budgets: parts.budgets,
+            tenant_limits: parts.tenant_limits,
+            default_limits: parts.default_limits,
+            ledger: parts.ledger,
+            metrics: parts.metrics,
+            retry: parts.retry,
+            admission: Arc::new(Semaphore::new(parts.max_concurrent)),
+            tracker: parts.tracker,
+            stopping: parts.stopping,
+        })
+    }
+
+    /// Serves a request: decides it now, then answers through the reply's events.
+    pub async fn handle(self: &Arc<Self>, request: Request) -> Result<Reply, GatewayError> {
+        let received_at = jiff::Timestamp::now();
+        let received = Instant::now();
+        let permit = self.admit()?;
+        let refused = |kind: GatewayErrorKind| self.refused(&request, received, received_at, kind, None);
+        let (snapshot, policy) = self.policy(&request).map_err(&refused)?;
+        let constraints = policy.constrain(&request).map_err(|refusal| refused(refusal.into()))?;
+        let messages: Arc<[Message]> = request.messages.clone().into();
+        let cache_key = self.cache_key(&request, &policy, &constraints);
+        let mut admitted = Admitted {
+            request,
+            messages,
+            snapshot,
+            policy,
+            constraints,
+            received,
+            received_at,
+            cache_key,
+            _permit: Some(permit),
+        };
+        if let Some(reply) = self.from_cache(&mut admitted).await {
+            return Ok(reply);
+        }
+        let decided = self.decide(&admitted);
+        self.metrics.decision_made(received.elapsed());
+        let decision = match decided {
+            Ok(decision) => decision,
+            Err(kind) => {
+                let Admitted { request, constraints, .. } = &admitted;
+                return Err(self.refused(request, received, received_at, kind, Some(constraints)));
+            }
+        };
+        Ok(self.start(admitted, decision))
+    }
+
+    /// Tells how a request would be decided; nothing is served, held or recorded.
+    pub fn explain(&self, request: &Request) -> Result<Explanation, GatewayError> {
+        let plain = |kind: GatewayErrorKind| GatewayError { kind, report: None };
+        let (snapshot, policy) = self.policy(request).map_err(plain)?;
+        let constraints = policy.constrain(request).map_err(|refusal| plain(refusal.into()))?;
+        let admitted = Admitted {
+            messages: request.messages.clone().into(),
+            request: request.clone(),
+            certificate_free: (),
+            snapshot,
+            policy,
+            constraints,
+            received: Instant::now(),
+            received_at: jiff::Timestamp::now(),
+            cache_key: None,
+            _permit: None,
+        };
+        let decision = self.decide(&admitted).map_err(plain)?;
+        Ok(Explanation {
+            strongest: self.strongest(&admitted),
+            certificate: admitted.policy.certificate_state(),
+            constraints: admitted.constraints,
+            decision,
+        })
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, GatewayError> {
+        if self.stopping.is_cancelled() {
+            return Err(GatewayError { kind: GatewayErrorKind::ShuttingDown, report: None });
+        }
+        Arc::clone(&self.admission).try_acquire_owned().map_err(|_| {
+            let what = "as many requests as `limits.max_concurrent_requests` allows are under way".to_owned();
+            GatewayError { kind: GatewayErrorKind::Overloaded { what, retry_after: RETRY_SOON }, report: None }
+        })
+    }
+
+    fn policy(&self, request: &Request) -> Result<(Arc<Snapshot>, Arc<Policy>), GatewayErrorKind> {
+        let snapshot = self.registry.snapshot();
+        match snapshot.policy(request.policy.as_deref()) {
+            Some(policy) => Ok((snapshot, policy)),
+            None => Err(GatewayErrorKind::UnknownPolicy {
+                name: request.policy.clone().unwrap_or_default(),
+                known: snapshot.names().join(", "),
+            }),
+        }
+    }
+
+    /// Starts the task that owns the request from here on.
+    fn start(self: &Arc<Self>, admitted: Admitted, decision: Decision) -> Reply {
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let reply = Reply {
+            request_id: admitted.request.id,
+            decision: decision.clone(),
+            constraints: admitted.constraints.clone(),
+            events: Box::pin(ReceiverStream::new(receiver)),
+        };
+        let run = Run::new(Arc::clone(self), admitted, decision, events);
+        self.tracker.spawn(run.finish());
+        reply
+    }
+}

@@ -4,13 +4,14 @@
 //! Modules are declared in dependency order: **a module uses only modules declared above it** (a test keeps this).
 
 pub mod domain;
+pub mod telemetry;
 pub mod toml_file;
 pub mod catalog;
+pub mod budget;
 pub mod evidence;
 pub mod score;
+pub mod policy;
 pub mod simulate;
 pub mod backend;
 pub mod cache;
-pub mod budget;
 pub mod ledger;
-pub mod gateway;

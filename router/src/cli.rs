@@ -1,0 +1,70 @@
+//! The command line: one file per verb. Verbs print to the writer they are given; errors go to `main`.
+//!
+//! Client verbs (`ask`, `explain`, `usage`) speak gRPC to a running gateway through the same small client that Rust
+//! users have; the others run in this process.
+
+pub mod ask;
+pub mod connection;
+pub mod demo;
+pub mod explain;
+pub mod models;
+pub mod policy;
+pub mod serve;
+pub mod table;
+pub mod train;
+pub mod usage;
+
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Sluice: one endpoint in front of a small model in this process and large remote ones.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the gateway.
+    Serve(serve::ServeArguments),
+    /// Show it all, offline: bundled small model, simulated large model, thirty requests, what was saved.
+    Demo(demo::DemoArguments),
+    /// Send one request and stream the answer.
+    Ask(ask::AskArguments),
+    /// Tell how a request would be, or an entry was, decided.
+    Explain(explain::ExplainArguments),
+    /// Sum up usage and cost, or list entries.
+    Usage(usage::UsageArguments),
+    /// Work with policy files.
+    #[command(subcommand)]
+    Policy(policy::PolicyVerb),
+    /// List the models of the catalog, or look into a model file.
+    Models(models::ModelsArguments),
+    /// Fit a scorer from recorded outcomes and solve thresholds.
+    #[command(subcommand)]
+    Train(train::TrainVerb),
+}
+
+/// Runs one verb; the exit code says whether what was asked for holds (a policy that has problems is a 1).
+pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    match arguments.verb {
+        Verb::Serve(arguments) => serve::run(&arguments, out),
+        Verb::Demo(arguments) => demo::run(&arguments, out),
+        Verb::Ask(arguments) => ask::run(arguments, out),
+        Verb::Explain(arguments) => explain::run(arguments, out),
+        Verb::Usage(arguments) => usage::run(&arguments, out),
+        Verb::Policy(verb) => policy::run(&verb, out),
+        Verb::Models(arguments) => models::run(&arguments, out),
+        Verb::Train(verb) => train::run(&verb, out),
+    }
+}
+
+/// A runtime for client verbs.
+fn client_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}

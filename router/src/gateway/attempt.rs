@@ -1,0 +1,291 @@
+//! One attempt at one backend, metered: money is held, the journal knows of it before the backend does, tokens are
+//! counted as they flow, and whatever ends it — its end, an error, a hang-up, a deadline — is booked exactly once.
+
+use super::reply::{GatewayErrorKind, ReplyEvent};
+use super::run::Run;
+use crate::backend::{AnswerStream, Backend, BackendCall, BackendError, ProbeReading, UsageProbe};
+use crate::budget::{BudgetError, Hold};
+use crate::catalog::Model;
+use crate::domain::{
+    AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, Route, Usage,
+};
+use crate::ledger::{AttemptEnded, AttemptStarted};
+use futures_util::StreamExt as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes of text that make up about one token of English: the estimate where nobody counted.
+pub const BYTES_PER_TOKEN: u64 = 4;
+
+/// Tokens that `bytes` bytes of text make up, estimated.
+pub fn estimated_tokens(bytes: u64) -> u64 {
+    bytes.div_ceil(BYTES_PER_TOKEN)
+}
+
+/// How an attempt ended, by what the run may do next.
+pub enum AttemptEnd {
+    /// A complete answer, shown in full.
+    Complete(Finish),
+    /// The small model declined; nothing was shown.
+    Declined,
+    /// The budget has no room for it; nothing was sent.
+    BudgetExhausted(GatewayErrorKind),
+    /// The journal can't be written; nothing was sent.
+    JournalUnwritable(String),
+    /// The backend failed.
+    Failed(BackendError),
+    /// The caller hung up.
+    Cancelled,
+    /// The caller's deadline passed.
+    DeadlineExceeded,
+}
+
+/// What is being attempted.
+struct Target {
+    backend: Arc<dyn Backend>,
+    model: Model,
+    max_output_tokens: u32,
+    bound: NanoUsd,
+}
+
+/// Makes one attempt at `model` for `run`, the `number`-th at this model.
+pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd {
+    let target = match target(run, model) {
+        Ok(target) => target,
+        Err(error) => return AttemptEnd::Failed(error),
+    };
+    let id = AttemptId::fresh();
+    let hold = match hold(run, id, &target) {
+        Ok(hold) => hold,
+        Err(kind) => return AttemptEnd::BudgetExhausted(kind),
+    };
+    let started = AttemptStarted {
+        attempt: id,
+        request: run.admitted.request.id,
+        tenant: run.admitted.request.tenant.clone(),
+        model: model.clone(),
+        route: target.backend.route(),
+        number,
+        started_at: jiff::Timestamp::now(),
+        hold: target.bound,
+    };
+    if let Err(error) = run.gateway.ledger.attempt_started(&started) {
+        if target.bound > NanoUsd::ZERO {
+            hold.into_iter().for_each(Hold::refund);
+            return AttemptEnd::JournalUnwritable(error.to_string());
+        }
+        tracing::warn!(%error, "a free attempt goes on although the journal can't be written");
+    }
+    run.totals.attempts += 1;
+    let probe = UsageProbe::default();
+    let clock = Instant::now();
+    let first_before = run.first_byte;
+    let end = drive(run, &target, id, &probe).await;
+    let first_chunk = run.first_byte.filter(|_| first_before.is_none()).map(|_| clock.elapsed());
+    book(run, &target, id, hold, &end, &Measured { reading: probe.reading(), latency: clock.elapsed(), first_chunk });
+    end
+}
+
+fn target(run: &Run, model: &ModelId) -> Result<Target, BackendError> {
+    let missing = || BackendError::Unavailable {
+        why: format!("model `{model}` is not loaded in this process"),
+        retry_after: None,
+        sent: false,
+    };
+    let backend = run.gateway.backends.get(model).cloned().ok_or_else(missing)?;
+    let entry = run.admitted.snapshot.catalog().get(model).cloned().ok_or_else(missing)?;
+    let max_output_tokens = entry.output_cap(run.admitted.request.limits.max_tokens);
+    let request = &run.admitted.request;
+    let bound = entry.bound(request.prompt_bytes() as u64, request.messages.len() as u64, max_output_tokens);
+    Ok(Target { backend, model: entry, max_output_tokens, bound })
+}
+
+fn hold(run: &Run, id: AttemptId, target: &Target) -> Result<Option<Hold>, GatewayErrorKind> {
+    if target.bound == NanoUsd::ZERO {
+        return Ok(None);
+    }
+    let tenant = &run.admitted.request.tenant;
+    let limits = run.gateway.budget_limits(tenant, &run.admitted.policy);
+    match run.gateway.budgets.hold(tenant, id, target.bound, &limits) {
+        Ok(hold) => Ok(Some(hold)),
+        Err(error) => Err(exhausted(tenant.as_str(), &error)),
+    }
+}
+
+fn exhausted(tenant: &str, error: &BudgetError) -> GatewayErrorKind {
+    match error {
+        BudgetError::Exhausted { window, limit, spent, held, asked, resets_in } => GatewayErrorKind::BudgetExhausted {
+            tenant: tenant.to_owned(),
+            window: *window,
+            limit: *limit,
+            spent: *spent,
+            held: *held,
+            asked: *asked,
+            resets_in: *resets_in,
+        },
+    }
+}
+
+/// Calls the backend and passes its text on until something ends it.
+async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe) -> AttemptEnd {
+    let request = &run.admitted.request;
+    let call = BackendCall {
+        attempt: id,
+        messages: Arc::clone(&run.admitted.messages),
+        limits: request.limits.clone(),
+        max_output_tokens: target.max_output_tokens,
+        deadline: request.deadline,
+        end_user_id: request.end_user_id.clone(),
+        probe: probe.clone(),
+    };
+    let deadline = sleep_until(request.deadline);
+    tokio::pin!(deadline);
+    let backend = Arc::clone(&target.backend);
+    let hung_up = run.events.clone();
+    let opened = tokio::select! {
+        biased;
+        () = hung_up.closed() => return AttemptEnd::Cancelled,
+        () = &mut deadline => return AttemptEnd::DeadlineExceeded,
+        opened = backend.generate(call) => opened,
+    };
+    let mut stream: AnswerStream = match opened {
+        Ok(stream) => stream,
+        Err(error) => return failed(error),
+    };
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            () = hung_up.closed() => return AttemptEnd::Cancelled,
+            () = &mut deadline => return AttemptEnd::DeadlineExceeded,
+            chunk = stream.next() => chunk,
+        };
+        match chunk {
+            Some(Ok(Chunk::Text { text, .. })) => {
+                run.first_byte.get_or_insert_with(|| run.admitted.received.elapsed());
+                run.shown = true;
+                run.answer.push_str(&text);
+                let sent = tokio::select! {
+                    biased;
+                    () = &mut deadline => return AttemptEnd::DeadlineExceeded,
+                    sent = run.events.send(Ok(ReplyEvent::Text(text))) => sent,
+                };
+                if sent.is_err() {
+                    return AttemptEnd::Cancelled;
+                }
+            }
+            Some(Ok(Chunk::End(finish))) if finish.reason == FinishReason::Declined && !run.shown => {
+                return AttemptEnd::Declined;
+            }
+            Some(Ok(Chunk::End(finish))) => return AttemptEnd::Complete(finish),
+            Some(Err(error)) => return failed(error),
+            None => {
+                let why = "the stream ended without its end marker".to_owned();
+                return AttemptEnd::Failed(BackendError::Cut { why, usage: None });
+            }
+        }
+    }
+}
+
+fn failed(error: BackendError) -> AttemptEnd {
+    match error {
+        BackendError::DeadlineExceeded { .. } => AttemptEnd::DeadlineExceeded,
+        error => AttemptEnd::Failed(error),
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Measured {
+    reading: ProbeReading,
+    latency: Duration,
+    first_chunk: Option<Duration>,
+}
+
+/// Settles the hold, writes the end into the journal, adds to the request's totals, records metrics.
+fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Hold>, end: &AttemptEnd, measured: &Measured) {
+    let prompt_bytes = run.admitted.request.prompt_bytes() as u64;
+    let (usage, cost) = truth(target, end, &measured.reading, prompt_bytes);
+    let overrun = hold.is_some_and(|hold| hold.settle(cost).overrun);
+    let cpu_seconds = match end {
+        AttemptEnd::Complete(finish) => finish.cpu_seconds.max(measured.reading.cpu_seconds),
+        _ => measured.reading.cpu_seconds,
+    };
+    run.totals.usage = run.totals.usage.plus(usage);
+    run.totals.cost = run.totals.cost.plus(cost);
+    run.totals.cpu_seconds += cpu_seconds;
+    let (status, error) = status_of(end, run.shown);
+    let ended = AttemptEnded {
+        attempt: id,
+        request: run.admitted.request.id,
+        ended_at: jiff::Timestamp::now(),
+        status,
+        cost,
+        usage,
+        cpu_seconds,
+        latency: measured.latency,
+        error: error.to_owned(),
+        overrun,
+    };
+    if let Err(error) = run.gateway.ledger.attempt_ended(&ended) {
+        tracing::error!(%error, attempt = %id, "the end of an attempt could not be journalled; it will be booked at its hold");
+    }
+    let response_model = match end {
+        AttemptEnd::Complete(finish) => finish.response_model.as_str(),
+        _ => "",
+    };
+    run.gateway.observe_attempt(super::observe::Observed {
+        model: &target.model,
+        route: target.backend.route(),
+        status,
+        error,
+        latency: measured.latency,
+        first_chunk: measured.first_chunk,
+        usage,
+        cpu_seconds,
+        response_model,
+    });
+}
+
+/// What an attempt used and cost, as truthfully as can be known.
+fn truth(target: &Target, end: &AttemptEnd, reading: &ProbeReading, prompt_bytes: u64) -> (Usage, Cost) {
+    let estimate = Usage {
+        input_tokens: estimated_tokens(prompt_bytes),
+        output_tokens: reading.usage.output_tokens.max(estimated_tokens(reading.text_bytes)),
+        ..Usage::default()
+    };
+    let (usage, reported) = match end {
+        AttemptEnd::Complete(finish) if finish.usage_reported => (finish.usage, true),
+        AttemptEnd::Failed(error) if error.usage().is_some() => (error.usage().unwrap_or_default(), true),
+        _ if reading.reported => (reading.usage, true),
+        _ if target.backend.route() == Route::Local => (reading.usage, true),
+        _ if reading.sent || reading.text_bytes > 0 => (estimate, false),
+        _ => (Usage::default(), true),
+    };
+    let priced = |basis| Cost { amount: target.model.cost(&usage), basis };
+    let cost = match end {
+        AttemptEnd::Failed(error) if !error.may_have_been_billed() => return (Usage::default(), Cost::FREE),
+        _ if reported => priced(CostBasis::Reported),
+        AttemptEnd::Complete(_) => priced(CostBasis::Estimated),
+        _ if reading.text_bytes > 0 => priced(CostBasis::Estimated),
+        // Sent, and nothing came back: it may have been billed in full.
+        _ => Cost { amount: target.bound, basis: CostBasis::Bound },
+    };
+    (usage, cost)
+}
+
+fn status_of(end: &AttemptEnd, shown: bool) -> (EntryStatus, &'static str) {
+    match end {
+        AttemptEnd::Complete(_) => (EntryStatus::Ok, ""),
+        AttemptEnd::Declined => (EntryStatus::Declined, ""),
+        AttemptEnd::Cancelled => (EntryStatus::Cancelled, ""),
+        AttemptEnd::DeadlineExceeded => (EntryStatus::DeadlineExceeded, "deadline_exceeded"),
+        AttemptEnd::Failed(error) if shown => (EntryStatus::Cut, error.code()),
+        AttemptEnd::Failed(error) => (EntryStatus::Failed, error.code()),
+        AttemptEnd::BudgetExhausted(_) | AttemptEnd::JournalUnwritable(_) => (EntryStatus::Refused, "refused"),
+    }
+}

@@ -1,0 +1,182 @@
+//! Policies: what is promised, at what cost, under which rules. A policy file becomes a [`Policy`] that cannot be wrong;
+//! [`Policy::constrain`] and [`Policy::decide`] are pure and total. Knows nothing of backends' state but the facts it is given.
+
+mod decide;
+mod file;
+mod registry;
+mod rules;
+mod selftest;
+
+pub use decide::{Facts, Refusal};
+pub use selftest::SelfTest;
+pub use registry::{Registry, RegistryError, Snapshot};
+pub use rules::{RuleErrors, VARIABLES};
+
+use crate::budget::BudgetLimits;
+use crate::catalog::Catalog;
+use crate::domain::{ModelId, Placement, PolicyRef};
+use crate::evidence::certificate::Certificate;
+use crate::toml_file::Problem;
+use rules::Rule;
+
+use std::time::Duration;
+
+/// What a policy is after.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Objective {
+    /// The least cost that keeps the quality target, by a solved threshold.
+    MinCost {
+        /// Share of the large model's quality to keep.
+        quality_target: f64,
+        /// Confidence of the certificate.
+        confidence: f64,
+    },
+    /// A threshold given by hand: no promise on quality.
+    FixedThreshold(f64),
+}
+
+/// Whether a policy's certificate can be used.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CertificateState {
+    /// It matches policy and scorer.
+    Valid(Box<Certificate>),
+    /// There is none.
+    Missing,
+    /// There is one that does not match, or can't be read.
+    Mismatched(String),
+    /// The objective needs none.
+    NotNeeded,
+}
+
+impl CertificateState {
+    /// In words.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Valid(_) => "valid".to_owned(),
+            Self::Missing => "missing: run `sluice train scorer --solve` to make one".to_owned(),
+            Self::Mismatched(why) => why.clone(),
+            Self::NotNeeded => "not needed: the threshold is fixed by hand".to_owned(),
+        }
+    }
+}
+
+/// What to do when a budget is exhausted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExhausted {
+    /// Serve locally if placement allows.
+    LocalOnly,
+    /// Refuse.
+    Reject,
+}
+
+/// How the exact cache is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExactCacheSettings {
+    /// How long an answer is kept.
+    pub ttl: Duration,
+    /// Whether answers above temperature 0 are kept too.
+    pub any_temperature: bool,
+}
+
+/// A checked policy.
+#[derive(Debug)]
+pub struct Policy {
+    /// Name and content hash.
+    pub reference: PolicyRef,
+    /// What it is for.
+    pub description: String,
+    /// Its file.
+    pub text: String,
+    /// Small candidates, in order of preference.
+    pub small: Vec<ModelId>,
+    /// Large candidates, in order of preference.
+    pub large: Vec<ModelId>,
+    /// What it is after.
+    pub objective: Objective,
+    /// Placement that it asks for.
+    pub placement: Placement,
+    /// Whether a declined draft goes to a large model.
+    pub escalate: bool,
+    /// Whether a small model may serve while no large one is up.
+    pub local_when_remote_is_down: bool,
+    /// Use of the exact cache.
+    pub exact_cache: Option<ExactCacheSettings>,
+    /// Tenant budgets that it tightens.
+    pub budget: BudgetLimits,
+    /// What to do when a budget is exhausted.
+    pub on_exhausted: OnExhausted,
+    /// Share of remote-bound requests that try a small model to learn.
+    pub exploration: f64,
+    rules: Vec<Rule>,
+    tests: Vec<SelfTest>,
+    certificate: CertificateState,
+}
+
+impl Policy {
+    /// Reads and checks a policy file, its embedded tests included.
+    ///
+    /// # Errors
+    /// All problems of the file.
+    pub fn parse(file: &str, text: &str, catalog: &Catalog) -> Result<Self, Vec<Problem>> {
+        file::read(file, text, catalog)
+    }
+
+    /// The content hash of a policy text: blake3, first 16 hexadecimal digits.
+    pub fn hash(text: &str) -> String {
+        blake3::hash(text.as_bytes()).to_hex().chars().take(16).collect()
+    }
+
+    /// The certificate.
+    pub fn certificate(&self) -> &CertificateState {
+        &self.certificate
+    }
+
+    /// Gives the policy its certificate, unless its objective needs none. `scorer_version` is that of the scorer in use.
+    pub fn certify(&mut self, certificate: Option<Result<Certificate, String>>, scorer_version: Option<&str>) {
+        if let Objective::FixedThreshold(_) = self.objective {
+            self.certificate = CertificateState::NotNeeded;
+            return;
+        }
+        self.certificate = match (certificate, scorer_version) {
+            (None, _) => CertificateState::Missing,
+            (Some(Err(why)), _) => CertificateState::Mismatched(why),
+            (Some(Ok(_)), None) => CertificateState::Mismatched("no scorer is loaded for this policy's models".to_owned()),
+            (Some(Ok(certificate)), Some(version)) => match self.mismatch(&certificate, version) {
+                Some(why) => CertificateState::Mismatched(why),
+                None => CertificateState::Valid(Box::new(certificate)),
+            },
+        };
+    }
+
+    fn mismatch(&self, certificate: &Certificate, scorer_version: &str) -> Option<String> {
+        if let Err(mismatch) = certificate.check(&self.reference.hash, scorer_version) {
+            return Some(mismatch.to_string());
+        }
+        let small = self.small.iter().any(|model| model.as_str() == certificate.small);
+        let promise = match self.objective {
+            Objective::MinCost { quality_target, confidence } => {
+                certificate.target == quality_target && certificate.confidence == confidence
+            }
+            Objective::FixedThreshold(_) => true,
+        };
+        if !small {
+            Some(format!("certificate was solved for small model {}", certificate.small))
+        } else if !promise {
+            Some(format!("certificate promises {} at {}", certificate.target, certificate.confidence))
+        } else {
+            None
+        }
+    }
+
+    /// The score that a small model must reach; `None` means that everything goes remote.
+    pub fn threshold(&self) -> Option<f64> {
+        match (&self.objective, &self.certificate) {
+            (Objective::FixedThreshold(threshold), _) => Some(*threshold),
+            (_, CertificateState::Valid(certificate)) => certificate.threshold,
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

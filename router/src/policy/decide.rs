@@ -1,0 +1,202 @@
+//! From facts to a decision: pure and total. Whatever the facts, the result is a decision that the constraints allow, or a
+//! refusal that says why each candidate was out.
+
+use super::{CertificateState, Policy};
+use crate::domain::{
+    Candidate, Constraints, Decision, ExcludedBy, ModelId, Placement, PlacementConflict, Reason, ReasonCode, Route, Score,
+};
+
+/// What is known when a request is decided.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// All of the policy's models, small ones first, with scores, expected costs and what excludes them.
+    pub candidates: Vec<Candidate>,
+    /// Version of the scorer; empty where none was used.
+    pub scorer_version: String,
+    /// A number in [0, 1) made of request id and policy: decides exploration.
+    pub draw: f64,
+}
+
+/// Why a request can't be decided.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// Client, key, policy or rule contradict each other.
+    #[error(transparent)]
+    Conflict(#[from] PlacementConflict),
+    /// Nothing is left.
+    #[error("{}", describe(.0))]
+    NoCandidate(Vec<(ModelId, ExcludedBy)>),
+}
+
+fn describe(excluded: &[(ModelId, ExcludedBy)]) -> String {
+    let each: Vec<String> = excluded.iter().map(|(model, why)| format!("{model}: {why}")).collect();
+    each.join("; ")
+}
+
+/// What was chosen, before it becomes a decision.
+struct Choice {
+    model: ModelId,
+    route: Route,
+    reason: Reason,
+    threshold: Option<f64>,
+    propensity: f64,
+    explored: bool,
+}
+
+impl Policy {
+    /// Decides. Candidates that the constraints forbid are excluded here, whatever the caller thought.
+    ///
+    /// # Errors
+    /// No candidate is left.
+    pub fn decide(&self, facts: &Facts, constraints: &Constraints) -> Result<Decision, Refusal> {
+        self.decide_with(facts, constraints, self.threshold())
+    }
+
+    /// Decides with another threshold, as embedded tests may.
+    pub(super) fn decide_with(
+        &self,
+        facts: &Facts,
+        constraints: &Constraints,
+        threshold: Option<f64>,
+    ) -> Result<Decision, Refusal> {
+        let candidates: Vec<Candidate> =
+            facts.candidates.iter().map(|candidate| constrained(candidate, constraints)).collect();
+        let open = |route: Route| -> Vec<&Candidate> {
+            candidates.iter().filter(|c| c.route == route && c.excluded_by.is_none()).collect()
+        };
+        let (small, large) = (open(Route::Local), open(Route::Remote));
+        let choice = self.choose(&small, &large, facts.draw, constraints, threshold).ok_or_else(|| {
+            let excluded = candidates.iter().filter_map(|c| Some((c.model.clone(), c.excluded_by.clone()?)));
+            Refusal::NoCandidate(excluded.collect())
+        })?;
+        let large_models = || large.iter().map(|candidate| candidate.model.clone());
+        let escalate_to = match choice.route {
+            Route::Local if self.escalate => large_models().next(),
+            _ => None,
+        };
+        let fallbacks = match choice.route {
+            Route::Remote => large_models().filter(|model| *model != choice.model).collect(),
+            _ => Vec::new(),
+        };
+        Ok(Decision {
+            route: choice.route,
+            model: choice.model,
+            fallbacks,
+            escalate_to,
+            reason: choice.reason,
+            threshold: choice.threshold,
+            policy: self.reference.clone(),
+            scorer_version: facts.scorer_version.clone(),
+            propensity: choice.propensity,
+            explored: choice.explored,
+            candidates,
+        })
+    }
+
+    fn choose(
+        &self,
+        small: &[&Candidate],
+        large: &[&Candidate],
+        draw: f64,
+        constraints: &Constraints,
+        threshold: Option<f64>,
+    ) -> Option<Choice> {
+        let certain = |candidate: &Candidate, code: ReasonCode, detail: String| Choice {
+            model: candidate.model.clone(),
+            route: candidate.route,
+            reason: Reason::new(code, detail),
+            threshold: None,
+            propensity: 1.0,
+            explored: false,
+        };
+        let placed = |candidate: &Candidate| {
+            let code = if constraints.rule.is_some() { ReasonCode::Rule } else { ReasonCode::Placement };
+            let detail = format!("placement {} by {}", constraints.placement.as_str(), constraints.placement_by);
+            certain(candidate, code, detail)
+        };
+        let best_small = best(small);
+        match constraints.placement {
+            Placement::LocalOnly => return best_small.map(placed),
+            Placement::RemoteOnly => return large.first().map(|candidate| placed(candidate)),
+            Placement::PreferLocal if best_small.is_some() => return best_small.map(placed),
+            Placement::PreferRemote if !large.is_empty() => return large.first().map(|candidate| placed(candidate)),
+            _ => {}
+        }
+        let Some(large) = large.first() else {
+            // A large model that is merely down does not make a small one good enough, unless the policy says so.
+            let allowed = self.local_when_remote_is_down || self.large.is_empty();
+            let detail = "no large model is available".to_owned();
+            return best_small.filter(|_| allowed).map(|small| certain(small, ReasonCode::RemoteUnavailable, detail));
+        };
+        let Some(small) = best_small else {
+            return Some(certain(large, ReasonCode::OnlyCandidate, "no small model can serve this request".to_owned()));
+        };
+        Some(self.by_score(small, large, draw, threshold))
+    }
+
+    fn by_score(&self, small: &Candidate, large: &Candidate, draw: f64, threshold: Option<f64>) -> Choice {
+        let (local, reason) = match (small.score.map(Score::get), threshold) {
+            (_, None) => (false, self.without_threshold()),
+            (None, _) => {
+                let detail = format!("there is no score for {}: the safe side", small.model);
+                (false, Reason::new(ReasonCode::NoScore, detail))
+            }
+            (Some(score), Some(threshold)) if score >= threshold => {
+                let detail = format!("score {score:.3} reaches the threshold {threshold:.3}");
+                (true, Reason::new(ReasonCode::ScoreAboveThreshold, detail))
+            }
+            (Some(score), Some(threshold)) => {
+                let detail = format!("score {score:.3} is below the threshold {threshold:.3}");
+                (false, Reason::new(ReasonCode::ScoreBelowThreshold, detail))
+            }
+        };
+        let explored = !local && draw < self.exploration;
+        let reason = match explored {
+            true => Reason::new(ReasonCode::Explored, format!("tried locally to learn; else: {}", reason.detail)),
+            false => reason,
+        };
+        let chosen = if local || explored { small } else { large };
+        let propensity = match (local, explored) {
+            (true, _) => 1.0,
+            (false, true) => self.exploration,
+            (false, false) => 1.0 - self.exploration,
+        };
+        Choice { model: chosen.model.clone(), route: chosen.route, reason, threshold, propensity, explored }
+    }
+
+    fn without_threshold(&self) -> Reason {
+        let detail = match self.certificate() {
+            CertificateState::Valid(certificate) => match certificate.needed {
+                Some(needed) => format!("the evidence allows no threshold yet; about {needed} more outcomes are needed"),
+                None => "the evidence allows no threshold".to_owned(),
+            },
+            other => format!("certificate {}", other.describe()),
+        };
+        Reason::new(ReasonCode::NoCertificate, detail)
+    }
+}
+
+/// The small candidate with the highest score; the first where scores are equal or absent.
+fn best<'c>(candidates: &[&'c Candidate]) -> Option<&'c Candidate> {
+    let score = |candidate: &Candidate| candidate.score.map_or(-1.0, Score::get);
+    candidates.iter().copied().reduce(|best, next| if score(next) > score(best) { next } else { best })
+}
+
+fn constrained(candidate: &Candidate, constraints: &Constraints) -> Candidate {
+    let barred = match (constraints.placement, candidate.route) {
+        (Placement::LocalOnly, Route::Remote) | (Placement::RemoteOnly, Route::Local) => {
+            Some(format!("placement {} ({})", constraints.placement.as_str(), constraints.placement_by))
+        }
+        _ => match (&constraints.model, &constraints.rule) {
+            (Some(model), rule) if *model != candidate.model => {
+                Some(format!("rule `{}` names {model}", rule.as_deref().unwrap_or("")))
+            }
+            _ => None,
+        },
+    };
+    let mut candidate = candidate.clone();
+    if let Some(why) = barred {
+        candidate.excluded_by = Some(ExcludedBy(why));
+    }
+    candidate
+}

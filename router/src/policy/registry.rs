@@ -1,0 +1,236 @@
+//! All policies in force: loaded together with certificates and prices, swapped as one snapshot, the last good one kept.
+//!
+//! Files are read again and compared byte by byte; nothing is watched, because ConfigMaps swap symlinks under a watch.
+
+use super::Policy;
+use crate::catalog::Catalog;
+use crate::evidence::certificate::Certificate;
+use crate::score::Scorers;
+use crate::toml_file::Problem;
+use arc_swap::ArcSwap;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The files inside the binary: name and text.
+const EMBEDDED: [(&str, &str); 4] = [
+    ("models.toml", include_str!("../../../policies/models.toml")),
+    ("balanced.toml", include_str!("../../../policies/balanced.toml")),
+    ("frugal.toml", include_str!("../../../policies/frugal.toml")),
+    ("quality.toml", include_str!("../../../policies/quality.toml")),
+];
+
+/// The certificates inside the binary.
+const EMBEDDED_CERTIFICATES: [(&str, &str); 3] = [
+    ("balanced.solved.toml", include_str!("../../../policies/balanced.solved.toml")),
+    ("frugal.solved.toml", include_str!("../../../policies/frugal.solved.toml")),
+    ("quality.solved.toml", include_str!("../../../policies/quality.solved.toml")),
+];
+
+const CATALOG: &str = "models.toml";
+const CERTIFICATE_SUFFIX: &str = ".solved.toml";
+
+/// Why policies could not be loaded.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The folder can't be read.
+    #[error("{}: {reason}", path.display())]
+    Unreadable {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// Files have problems.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Problems(Vec<Problem>),
+    /// The default policy is not there.
+    #[error("the default policy `{name}` does not exist; there are {known}")]
+    NoDefault {
+        /// Its name.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+}
+
+/// File names and their texts.
+type Files = BTreeMap<String, String>;
+
+/// Policies, certificates and prices that belong together.
+#[derive(Debug)]
+pub struct Snapshot {
+    catalog: Catalog,
+    policies: BTreeMap<String, Arc<Policy>>,
+    default: String,
+    files: Files,
+    scorers: Vec<String>,
+}
+
+impl Snapshot {
+    /// The policy of a name, the default one without.
+    pub fn policy(&self, name: Option<&str>) -> Option<Arc<Policy>> {
+        self.policies.get(name.unwrap_or(&self.default)).cloned()
+    }
+
+    /// Models and prices.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// All policies by name.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// Their names.
+    pub fn names(&self) -> Vec<String> {
+        self.policies.keys().cloned().collect()
+    }
+
+    /// Name of the default policy.
+    pub fn default_name(&self) -> &str {
+        &self.default
+    }
+}
+
+/// Where policies come from and which are in force.
+pub struct Registry {
+    folder: Option<PathBuf>,
+    default: String,
+    scorers: Arc<Scorers>,
+    snapshot: ArcSwap<Snapshot>,
+    failure: Mutex<Option<RegistryError>>,
+}
+
+impl Registry {
+    /// Loads the policies of a folder, or those inside the binary.
+    ///
+    /// # Errors
+    /// All problems of all files, a folder that can't be read, or no default policy.
+    pub fn load(folder: Option<PathBuf>, default: &str, scorers: Arc<Scorers>) -> Result<Self, RegistryError> {
+        let files = read_files(folder.as_deref())?;
+        let snapshot = ArcSwap::from_pointee(build(files, default, &scorers)?);
+        Ok(Self { folder, default: default.to_owned(), scorers, snapshot, failure: Mutex::default() })
+    }
+
+    /// What is in force now; hold it for a whole request.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Why the last reload failed, if it did; older policies are in force then.
+    pub fn failure(&self) -> Option<RegistryError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the files again. `Ok(true)` if something new is in force.
+    ///
+    /// # Errors
+    /// As [`Registry::load`]; what was in force stays.
+    pub fn reload(&self) -> Result<bool, RegistryError> {
+        let outcome = self.try_reload();
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = outcome.as_ref().err().cloned();
+        outcome
+    }
+
+    fn try_reload(&self) -> Result<bool, RegistryError> {
+        let files = read_files(self.folder.as_deref())?;
+        let now = self.snapshot.load();
+        if now.files == files && now.scorers == versions(&self.scorers) {
+            return Ok(false);
+        }
+        self.snapshot.store(Arc::new(build(files, &self.default, &self.scorers)?));
+        Ok(true)
+    }
+
+    /// Reloads every `interval` until `stop` fires.
+    pub async fn watch(self: Arc<Self>, interval: Duration, stop: CancellationToken) {
+        let mut last_failure = String::new();
+        while stop.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+            match self.reload() {
+                Ok(true) => tracing::info!("new policies are in force"),
+                Ok(false) => {}
+                Err(error) => {
+                    let failure = error.to_string();
+                    if failure != last_failure {
+                        tracing::error!(%error, "policies have problems; the last good ones stay in force");
+                    }
+                    last_failure = failure;
+                    continue;
+                }
+            }
+            last_failure.clear();
+        }
+    }
+}
+
+fn versions(scorers: &Scorers) -> Vec<String> {
+    scorers.all().iter().map(|scorer| scorer.version().to_owned()).collect()
+}
+
+/// All TOML files of a folder; a catalog that is missing there is the one inside the binary.
+fn read_files(folder: Option<&Path>) -> Result<Files, RegistryError> {
+    let own = |files: &[(&str, &str)]| -> Files {
+        files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+    };
+    let Some(folder) = folder else {
+        let mut files = own(&EMBEDDED);
+        files.extend(own(&EMBEDDED_CERTIFICATES));
+        return Ok(files);
+    };
+    let unreadable = |path: &Path, error: &std::io::Error| RegistryError::Unreadable {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let mut files = own(&EMBEDDED[..1]);
+    for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
+        let path = entry.map_err(|error| unreadable(folder, &error))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.ends_with(".toml") && !name.starts_with('.') {
+            let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, &error))?;
+            files.insert(name, text);
+        }
+    }
+    Ok(files)
+}
+
+fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, RegistryError> {
+    let catalog_text = files.get(CATALOG).map(String::as_str).unwrap_or_default();
+    let catalog = Catalog::parse(CATALOG, catalog_text).map_err(RegistryError::Problems)?;
+    let mut policies = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (file, text) in &files {
+        if file == CATALOG || file.ends_with(CERTIFICATE_SUFFIX) {
+            continue;
+        }
+        match Policy::parse(file, text, &catalog) {
+            Ok(mut policy) => {
+                let solved = file.replace(".toml", CERTIFICATE_SUFFIX);
+                let certificate = files.get(&solved).map(|text| {
+                    Certificate::parse(text).map_err(|error| format!("{solved}: {error}"))
+                });
+                let scorer = scorer_of(&policy, scorers);
+                policy.certify(certificate, scorer.as_deref());
+                policies.insert(policy.reference.name.clone(), Arc::new(policy));
+            }
+            Err(found) => problems.extend(found),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(RegistryError::Problems(problems));
+    }
+    if !policies.contains_key(default) {
+        let known = policies.keys().cloned().collect::<Vec<_>>().join(", ");
+        return Err(RegistryError::NoDefault { name: default.to_owned(), known });
+    }
+    Ok(Snapshot { catalog, policies, default: default.to_owned(), files, scorers: versions(scorers) })
+}
+
+/// Version of the scorer for a policy's first pair.
+fn scorer_of(policy: &Policy, scorers: &Scorers) -> Option<String> {
+    let (small, large) = (policy.small.first()?, policy.large.first()?);
+    scorers.get(small.as_str(), large.as_str()).ok().map(|scorer| scorer.version().to_owned())
+}
