@@ -18,12 +18,12 @@ use crate::backend::Backend;
 use crate::backend::resilience::RetryPolicy;
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache};
-use crate::domain::{Constraints, Decision, EntryStatus, Message, ModelId, Request, TenantId};
+use crate::domain::{Constraints, Decision, Message, ModelId, Request, TenantId};
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
 use crate::telemetry::Metrics;
-use run::{Events, RETRY_SOON, Run};
+use run::{RETRY_SOON, Run};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -125,7 +125,7 @@ impl Gateway {
         let constraints = policy.constrain(&request).map_err(|refusal| refused(refusal.into()))?;
         let messages: Arc<[Message]> = request.messages.clone().into();
         let cache_key = self.cache_key(&request, &policy, &constraints);
-        let mut admitted = Admitted {
+        let admitted = Admitted {
             request,
             messages,
             snapshot,
@@ -136,7 +136,7 @@ impl Gateway {
             cache_key,
             _permit: Some(permit),
         };
-        if let Some(reply) = self.from_cache(&mut admitted).await {
+        if let Some(reply) = self.from_cache(&admitted).await {
             return Ok(reply);
         }
         let decided = self.decide(&admitted);
@@ -159,7 +159,6 @@ impl Gateway {
         let admitted = Admitted {
             messages: request.messages.clone().into(),
             request: request.clone(),
-            certificate_free: (),
             snapshot,
             policy,
             constraints,
@@ -171,7 +170,7 @@ impl Gateway {
         let decision = self.decide(&admitted).map_err(plain)?;
         Ok(Explanation {
             strongest: self.strongest(&admitted),
-            certificate: admitted.policy.certificate_state(),
+            certificate: admitted.policy.certificate().describe(),
             constraints: admitted.constraints,
             decision,
         })

@@ -15,3 +15,4 @@ pub mod simulate;
 pub mod backend;
 pub mod cache;
 pub mod ledger;
+pub mod gateway;

@@ -8,9 +8,9 @@ mod rules;
 mod selftest;
 
 pub use decide::{Facts, Refusal};
-pub use selftest::SelfTest;
 pub use registry::{Registry, RegistryError, Snapshot};
 pub use rules::{RuleErrors, VARIABLES};
+pub use selftest::SelfTest;
 
 use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
@@ -140,7 +140,9 @@ impl Policy {
         self.certificate = match (certificate, scorer_version) {
             (None, _) => CertificateState::Missing,
             (Some(Err(why)), _) => CertificateState::Mismatched(why),
-            (Some(Ok(_)), None) => CertificateState::Mismatched("no scorer is loaded for this policy's models".to_owned()),
+            (Some(Ok(_)), None) => {
+                CertificateState::Mismatched("no scorer is loaded for this policy's models".to_owned())
+            }
             (Some(Ok(certificate)), Some(version)) => match self.mismatch(&certificate, version) {
                 Some(why) => CertificateState::Mismatched(why),
                 None => CertificateState::Valid(Box::new(certificate)),

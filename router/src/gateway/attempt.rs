@@ -238,7 +238,7 @@ fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Hold>, end: 
         AttemptEnd::Complete(finish) => finish.response_model.as_str(),
         _ => "",
     };
-    run.gateway.observe_attempt(super::observe::Observed {
+    run.gateway.observe_attempt(&super::observe::Observed {
         model: &target.model,
         route: target.backend.route(),
         status,

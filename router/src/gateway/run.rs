@@ -121,9 +121,9 @@ impl Run {
         if !error.is_retryable() || self.route_of(model) != Route::Remote {
             return None;
         }
-        let delay = self.gateway.retry.next_delay(error, number)?;
-        let in_time = |deadline: Instant| Instant::now() + delay < deadline;
-        self.admitted.request.deadline.is_none_or(in_time).then_some(delay)
+        let remaining =
+            self.admitted.request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.gateway.retry.next_delay(error, number, remaining, &mut rand::rng())
     }
 
     async fn pause(&self, delay: Duration) -> Result<(), GatewayErrorKind> {
@@ -155,7 +155,7 @@ impl Run {
             let detail = format!("{model}: {error}; {next} is the next in the policy's order");
             return self.reroute(next, self.decision.route, ReasonCode::RemoteUnavailable, detail).await;
         }
-        match self.open_candidate(Route::Local).filter(|_| self.admitted.policy.local_when_remote_is_down()) {
+        match self.open_candidate(Route::Local).filter(|_| self.admitted.policy.local_when_remote_is_down) {
             Some(next) => {
                 self.reroute(next, Route::Local, ReasonCode::RemoteUnavailable, format!("{model}: {error}")).await
             }
@@ -177,7 +177,7 @@ impl Run {
 
     /// The free model to go on with where no paid attempt is possible.
     async fn without_money(&mut self, kind: GatewayErrorKind) -> Result<ModelId, GatewayErrorKind> {
-        if self.admitted.policy.on_exhausted() == OnExhausted::Reject {
+        if self.admitted.policy.on_exhausted == OnExhausted::Reject {
             return Err(kind);
         }
         match self.open_candidate(Route::Local) {
@@ -265,7 +265,7 @@ fn error_kind(error: &BackendError) -> GatewayErrorKind {
     }
 }
 
-fn entry_status(kind: &GatewayErrorKind) -> EntryStatus {
+pub(super) fn entry_status(kind: &GatewayErrorKind) -> EntryStatus {
     match kind {
         GatewayErrorKind::Cut(_) => EntryStatus::Cut,
         GatewayErrorKind::Cancelled => EntryStatus::Cancelled,

@@ -3,7 +3,8 @@
 
 use super::{CertificateState, Policy};
 use crate::domain::{
-    Candidate, Constraints, Decision, ExcludedBy, ModelId, Placement, PlacementConflict, Reason, ReasonCode, Route, Score,
+    Candidate, Constraints, Decision, ExcludedBy, ModelId, Placement, PlacementConflict, Reason, ReasonCode, Route,
+    Score,
 };
 
 /// What is known when a request is decided.
@@ -167,7 +168,9 @@ impl Policy {
     fn without_threshold(&self) -> Reason {
         let detail = match self.certificate() {
             CertificateState::Valid(certificate) => match certificate.needed {
-                Some(needed) => format!("the evidence allows no threshold yet; about {needed} more outcomes are needed"),
+                Some(needed) => {
+                    format!("the evidence allows no threshold yet; about {needed} more outcomes are needed")
+                }
                 None => "the evidence allows no threshold".to_owned(),
             },
             other => format!("certificate {}", other.describe()),

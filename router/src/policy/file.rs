@@ -69,7 +69,8 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         None => 0.0,
     };
     let rules = read_rules(root, &small, &large, problems);
-    let tests = root.sections("tests", problems).into_iter().filter_map(|section| read_test(section, problems)).collect();
+    let tests =
+        root.sections("tests", problems).into_iter().filter_map(|section| read_test(section, problems)).collect();
     Some(Policy {
         reference: PolicyRef { name: name?.0, hash: Policy::hash(text) },
         description,
@@ -91,10 +92,15 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte))
 }
 
-fn read_models(root: &mut Section<'_, '_>, catalog: &Catalog, problems: &mut Problems<'_>) -> (Vec<ModelId>, Vec<ModelId>) {
+fn read_models(
+    root: &mut Section<'_, '_>,
+    catalog: &Catalog,
+    problems: &mut Problems<'_>,
+) -> (Vec<ModelId>, Vec<ModelId>) {
     let Some(mut section) = root.section("models", problems) else {
         root.missing("models", "name the candidates: small = [...], large = [...]", problems);
         return (Vec::new(), Vec::new());
@@ -111,9 +117,16 @@ fn read_models(root: &mut Section<'_, '_>, catalog: &Catalog, problems: &mut Pro
                 }
                 Some(model) if model.route() != route => {
                     let place = if model.route() == Route::Local { "local" } else { "remote" };
-                    problems.add(span, &path, format!("model `{name}` is {place}"), "small ones are local, large ones remote");
+                    problems.add(
+                        span,
+                        &path,
+                        format!("model `{name}` is {place}"),
+                        "small ones are local, large ones remote",
+                    );
                 }
-                Some(_) if ids.contains(&id) => problems.add(span, &path, format!("model `{name}` is listed twice"), ""),
+                Some(_) if ids.contains(&id) => {
+                    problems.add(span, &path, format!("model `{name}` is listed twice"), "")
+                }
                 Some(_) => ids.push(id),
             }
         }
@@ -142,7 +155,9 @@ fn read_objective(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Op
                     section.missing(key, "`min-cost` needs it", problems);
                 }
             }
-            quality_target.zip(confidence).map(|(quality_target, confidence)| Objective::MinCost { quality_target, confidence })
+            quality_target
+                .zip(confidence)
+                .map(|(quality_target, confidence)| Objective::MinCost { quality_target, confidence })
         }
         Some("fixed-threshold") => {
             let threshold = section.number_in("threshold", 0.0..=1.0, problems);
@@ -186,7 +201,12 @@ fn read_cache(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         let ttl = exact.text("ttl", problems).and_then(|(text, span)| match duration(&text) {
             Some(ttl) => Some(ttl),
             None => {
-                problems.add(span, &exact.path("ttl"), format!("`{text}` is no duration"), "write it like 30s, 15m, 1h or 2d");
+                problems.add(
+                    span,
+                    &exact.path("ttl"),
+                    format!("`{text}` is no duration"),
+                    "write it like 30s, 15m, 1h or 2d",
+                );
                 None
             }
         });
@@ -237,7 +257,12 @@ fn read_money(section: &mut Section<'_, '_>, key: &'static str, problems: &mut P
     amount.map_err(|message| problems.add(span, &section.path(key), message, "write it like \"25 USD\"")).ok()
 }
 
-fn read_rules(root: &mut Section<'_, '_>, small: &[ModelId], large: &[ModelId], problems: &mut Problems<'_>) -> Vec<Rule> {
+fn read_rules(
+    root: &mut Section<'_, '_>,
+    small: &[ModelId],
+    large: &[ModelId],
+    problems: &mut Problems<'_>,
+) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
     let mut unconditional: Option<String> = None;
     for mut section in root.sections("rules", problems) {
@@ -255,7 +280,12 @@ fn read_rules(root: &mut Section<'_, '_>, small: &[ModelId], large: &[ModelId], 
             let known = small.iter().chain(large).any(|model| *model == id);
             if !known {
                 let suggestion = suggest(&name, small.iter().chain(large).map(ModelId::as_str));
-                problems.add(span, &section.path("model"), format!("`{name}` is not among the policy's models"), suggestion);
+                problems.add(
+                    span,
+                    &section.path("model"),
+                    format!("`{name}` is not among the policy's models"),
+                    suggestion,
+                );
             }
             known.then_some(id)
         });
@@ -337,7 +367,11 @@ fn read_test(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Optio
             }
             test.expect_model = expect.text("model", problems).map(|(model, _)| model);
             test.expect_rule = expect.text("rule", problems).map(|(rule, _)| rule);
-            if test.expect_route.is_none() && !test.expect_refused && test.expect_model.is_none() && test.expect_rule.is_none() {
+            if test.expect_route.is_none()
+                && !test.expect_refused
+                && test.expect_model.is_none()
+                && test.expect_rule.is_none()
+            {
                 expect.missing("route", "a test that expects nothing can't fail", problems);
             }
             expect.finish(problems);

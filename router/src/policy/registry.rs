@@ -209,9 +209,9 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
         match Policy::parse(file, text, &catalog) {
             Ok(mut policy) => {
                 let solved = file.replace(".toml", CERTIFICATE_SUFFIX);
-                let certificate = files.get(&solved).map(|text| {
-                    Certificate::parse(text).map_err(|error| format!("{solved}: {error}"))
-                });
+                let certificate = files
+                    .get(&solved)
+                    .map(|text| Certificate::parse(text).map_err(|error| format!("{solved}: {error}")));
                 let scorer = scorer_of(&policy, scorers);
                 policy.certify(certificate, scorer.as_deref());
                 policies.insert(policy.reference.name.clone(), Arc::new(policy));

@@ -106,7 +106,8 @@ impl Rule {
         }
         drop(references);
         let labels = label_names(&expression);
-        let rule = Self { name, expression, placement, model, cache_off, program, labels, errors: RuleErrors::default() };
+        let rule =
+            Self { name, expression, placement, model, cache_off, program, labels, errors: RuleErrors::default() };
         let sample = crate::domain::Labels::new();
         let subject = Subject {
             labels: &sample,
@@ -135,7 +136,8 @@ impl Rule {
 
     fn evaluate(&self, subject: &Subject<'_>) -> Result<bool, String> {
         let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
-        let mut labels: HashMap<String, String> = self.labels.iter().map(|name| (name.clone(), String::new())).collect();
+        let mut labels: HashMap<String, String> =
+            self.labels.iter().map(|name| (name.clone(), String::new())).collect();
         labels.extend(subject.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
         let mut end = subject.prompt.len().min(MAX_PROMPT_BYTES);
         while !subject.prompt.is_char_boundary(end) {
@@ -231,7 +233,9 @@ impl Policy {
 
     /// Rules that failed to evaluate, with how often: as matches, as none.
     pub fn rule_errors(&self) -> Vec<(&str, u64, u64)> {
-        let of = |rule: &'_ Rule| (rule.errors().restricting.load(Ordering::Relaxed), rule.errors().other.load(Ordering::Relaxed));
+        let of = |rule: &'_ Rule| {
+            (rule.errors().restricting.load(Ordering::Relaxed), rule.errors().other.load(Ordering::Relaxed))
+        };
         let counted = self.rules.iter().map(|rule| (rule.name.as_str(), of(rule).0, of(rule).1));
         counted.filter(|(_, restricting, other)| restricting + other > 0).collect()
     }

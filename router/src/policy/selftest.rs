@@ -3,8 +3,8 @@
 use super::{Facts, Policy};
 use crate::catalog::Catalog;
 use crate::domain::{
-    Candidate, Cost, CostBasis, Labels, Limits, Message, ModelId, NanoUsd, Placement, Request, RequestId, Role, Route, Score,
-    TenantId,
+    Candidate, Cost, CostBasis, Labels, Limits, Message, ModelId, NanoUsd, Placement, Request, RequestId, Role, Route,
+    Score, TenantId,
 };
 use crate::toml_file::{Problem, Problems};
 use std::ops::Range;
@@ -41,7 +41,12 @@ pub fn run(policy: &Policy, file: &str, text: &str, catalog: &Catalog) -> Vec<Pr
     let (_, mut problems) = Problems::parse(file, text);
     for (index, test) in policy.tests.iter().enumerate() {
         if let Err(message) = check(policy, test, catalog) {
-            problems.add(test.span.clone(), &format!("tests[{index}]"), format!("test `{}` fails: {message}", test.name), "");
+            problems.add(
+                test.span.clone(),
+                &format!("tests[{index}]"),
+                format!("test `{}` fails: {message}", test.name),
+                "",
+            );
         }
     }
     problems.into_found()
@@ -50,7 +55,8 @@ pub fn run(policy: &Policy, file: &str, text: &str, catalog: &Catalog) -> Vec<Pr
 fn check(policy: &Policy, test: &SelfTest, catalog: &Catalog) -> Result<(), String> {
     let request = request(test);
     let outcome = policy.constrain(&request).and_then(|constraints| {
-        let decision = policy.decide_with(&facts(policy, test, catalog), &constraints, test.threshold.or(policy.threshold()))?;
+        let decision =
+            policy.decide_with(&facts(policy, test, catalog), &constraints, test.threshold.or(policy.threshold()))?;
         Ok((constraints, decision))
     });
     match outcome {

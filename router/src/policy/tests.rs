@@ -72,13 +72,19 @@ fn every_problem_is_found_with_its_place() {
     check("labels.data_class == \"restricted\"", "1 + 1", "rules[0].when", "not true or false");
     check("labels.data_class == \"restricted\"", "false", "rules[0].when", "constant");
     check("\"25 USD\"", "\"25 EUR\"", "budget.per_tenant.daily", "USD");
-    check("expect = { route = \"local\", rule", "expect = { route = \"remote\", rule", "tests[0]", "`remote` was expected");
+    check(
+        "expect = { route = \"local\", rule",
+        "expect = { route = \"remote\", rule",
+        "tests[0]",
+        "`remote` was expected",
+    );
     check("enabled = true", "enabled = \"yes\"", "escalate.enabled", "true or false");
 }
 
 #[test]
 fn all_problems_come_at_once_and_syntax_errors_too() {
-    let problems = Policy::parse("p.toml", "name = \"X Y\"\nspeling = 1\n[objective]\ngoal = 3\n", &catalog()).unwrap_err();
+    let problems =
+        Policy::parse("p.toml", "name = \"X Y\"\nspeling = 1\n[objective]\ngoal = 3\n", &catalog()).unwrap_err();
     let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
     for key in ["name", "speling", "models", "objective.goal"] {
         assert!(keys.contains(&key), "{key} in {keys:?}");
@@ -89,7 +95,8 @@ fn all_problems_come_at_once_and_syntax_errors_too() {
 
 #[test]
 fn rules_that_can_never_match_are_problems() {
-    let rule = |when: &str| format!("[[rules]]\nname = \"{}\"\nwhen = '{when}'\nplacement = \"local-only\"\n", when.len());
+    let rule =
+        |when: &str| format!("[[rules]]\nname = \"{}\"\nwhen = '{when}'\nplacement = \"local-only\"\n", when.len());
     let text = format!("{}\n{}{}{}", balanced(), rule("tokens > 5"), rule("true"), rule("tokens > 5 "));
     let problems = Policy::parse("p.toml", &text, &catalog()).unwrap_err();
     assert!(problems.iter().any(|problem| problem.message.contains("always does")), "{problems:?}");

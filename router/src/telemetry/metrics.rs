@@ -20,8 +20,8 @@ pub struct RequestRecord<'a> {
     pub route: Option<Route>,
     /// Name of the policy.
     pub policy: &'a str,
-    /// Code of the reason.
-    pub reason: &'static str,
+    /// Code of the reason, or of the error.
+    pub reason: &'a str,
     /// How it ended.
     pub status: EntryStatus,
     /// How long it took.
@@ -108,8 +108,16 @@ impl Metrics {
                 .i64_up_down_counter(names::SAVED)
                 .with_description("All-remote baseline minus cost, in nano-USD: an estimate")
                 .build(),
-            cpu: meter.f64_counter(names::CPU).with_unit("s").with_description("Processor time of local models").build(),
-            decision_duration: seconds(names::DECISION_DURATION, &names::DECISION_SECONDS, "Time from arrival to decision"),
+            cpu: meter
+                .f64_counter(names::CPU)
+                .with_unit("s")
+                .with_description("Processor time of local models")
+                .build(),
+            decision_duration: seconds(
+                names::DECISION_DURATION,
+                &names::DECISION_SECONDS,
+                "Time from arrival to decision",
+            ),
             score: meter
                 .f64_histogram(names::SCORE)
                 .with_boundaries(names::TENTHS.to_vec())
@@ -123,9 +131,17 @@ impl Metrics {
                 .with_boundaries(names::TOKENS.to_vec())
                 .with_description("Tokens of an attempt")
                 .build(),
-            client_first_chunk: seconds(names::CLIENT_FIRST_CHUNK, &names::SECONDS, "Time to a remote model's first chunk"),
+            client_first_chunk: seconds(
+                names::CLIENT_FIRST_CHUNK,
+                &names::SECONDS,
+                "Time to a remote model's first chunk",
+            ),
             server_duration: seconds(names::SERVER_DURATION, &names::SECONDS, "Time of the local model's whole answer"),
-            server_first_token: seconds(names::SERVER_FIRST_TOKEN, &names::SECONDS, "Time to the local model's first token"),
+            server_first_token: seconds(
+                names::SERVER_FIRST_TOKEN,
+                &names::SECONDS,
+                "Time to the local model's first token",
+            ),
             rule_errors: gauge(names::RULE_ERRORS, "Evaluation errors of a rule since its policy was loaded"),
             ledger_backlog: meter
                 .u64_gauge(names::LEDGER_BACKLOG)
@@ -167,7 +183,7 @@ impl Metrics {
             KeyValue::new("tenant", tenant.clone()),
             KeyValue::new("route", route),
             KeyValue::new("policy", policy.clone()),
-            KeyValue::new("reason", record.reason),
+            KeyValue::new("reason", record.reason.to_owned()),
             KeyValue::new("status", record.status.as_str()),
         ];
         self.0.requests.add(1, &attributes);

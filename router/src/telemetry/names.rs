@@ -46,15 +46,26 @@ pub const RULE_ERRORS: &str = "sluice.policy.rule_errors";
 pub const BUDGET_USED: &str = "sluice.budget.used";
 
 /// Bucket bounds of durations, seconds: those of the GenAI conventions with three finer ones below.
-pub const SECONDS: [f64; 17] = [
-    0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-];
+pub const SECONDS: [f64; 17] =
+    [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
 /// Bucket bounds of decision times, seconds.
 pub const DECISION_SECONDS: [f64; 10] =
     [0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01];
 /// Bucket bounds of token counts.
 pub const TOKENS: [f64; 14] = [
-    1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0,
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
     67_108_864.0,
 ];
 /// Bucket bounds of scores.

@@ -67,7 +67,8 @@ impl Telemetry {
     pub fn start(config: &TelemetryConfig) -> Result<Self, TelemetryError> {
         let resource = Resource::builder().with_service_name("sluice").build();
         let registry = Registry::new();
-        let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).scope_info_enabled(false).build();
+        let exporter =
+            opentelemetry_prometheus::exporter().with_registry(registry.clone()).scope_info_enabled(false).build();
         let exporter = exporter.map_err(|error| TelemetryError::Prometheus(error.to_string()))?;
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(exporter);
         let mut tracers = None;

@@ -1,0 +1,131 @@
+//! What is known of a request when it is decided: scores, expected costs, and what excludes a candidate right now.
+
+use super::attempt::estimated_tokens;
+use super::reply::GatewayErrorKind;
+use super::{Admitted, Gateway};
+use crate::backend::Availability;
+use crate::catalog::Model;
+use crate::domain::{Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, RequestId, Route, Usage};
+use crate::policy::{Facts, Refusal};
+use crate::score::PairScorer;
+use std::sync::Arc;
+
+/// Tokens of an answer that costs are expected for where the client gives no smaller limit.
+const EXPECTED_OUTPUT_TOKENS: u32 = 256;
+/// Reasons of a score that Explain names.
+const STRONGEST: usize = 6;
+
+impl From<Refusal> for GatewayErrorKind {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Conflict(conflict) => Self::PlacementConflict(conflict.to_string()),
+            Refusal::NoCandidate(_) => Self::NoCandidate(refusal.to_string()),
+        }
+    }
+}
+
+impl Gateway {
+    /// Scores the small candidates and decides.
+    pub(super) fn decide(&self, admitted: &Admitted) -> Result<Decision, GatewayErrorKind> {
+        let mut scorer_version = String::new();
+        let policy = &admitted.policy;
+        let mut candidates = Vec::new();
+        for model in policy.small.iter().chain(&policy.large) {
+            let Some(entry) = admitted.snapshot.catalog().get(model) else { continue };
+            let mut candidate = self.candidate(admitted, entry);
+            if candidate.route == Route::Local
+                && candidate.excluded_by.is_none()
+                && let Some(scorer) = self.scorer(admitted, model)
+            {
+                match scorer.score(&admitted.request.messages) {
+                    Ok(score) => {
+                        self.metrics.score(model.as_str(), score.get());
+                        candidate.score = Some(score);
+                        scorer_version = scorer.version().to_owned();
+                    }
+                    Err(error) => tracing::warn!(%error, %model, "no score: the safe side"),
+                }
+            }
+            candidates.push(candidate);
+        }
+        self.report_unsupported(admitted, &candidates)?;
+        let draw = draw(admitted.request.id, &policy.reference.hash);
+        let facts = Facts { candidates, scorer_version, draw };
+        Ok(policy.decide(&facts, &admitted.constraints)?)
+    }
+
+    fn scorer(&self, admitted: &Admitted, small: &ModelId) -> Option<Arc<PairScorer>> {
+        let large = admitted.policy.large.first()?;
+        self.scorers.get(small.as_str(), large.as_str()).ok()
+    }
+
+    /// What moved the score of the first small model most, in words.
+    pub(super) fn strongest(&self, admitted: &Admitted) -> Vec<String> {
+        let Some(scorer) = admitted.policy.small.first().and_then(|small| self.scorer(admitted, small)) else {
+            return Vec::new();
+        };
+        let reasons = scorer.reasons(&admitted.request.messages, STRONGEST);
+        reasons.iter().map(|reason| format!("{} ({:+.2})", reason.what, reason.push)).collect()
+    }
+
+    fn candidate(&self, admitted: &Admitted, model: &Model) -> Candidate {
+        let request = &admitted.request;
+        let expected = Usage {
+            input_tokens: estimated_tokens(request.prompt_bytes() as u64),
+            output_tokens: u64::from(model.output_cap(request.limits.max_tokens).min(EXPECTED_OUTPUT_TOKENS)),
+            ..Usage::default()
+        };
+        Candidate {
+            model: model.id.clone(),
+            route: model.route(),
+            score: None,
+            expected_cost: Cost { amount: model.cost(&expected), basis: CostBasis::Estimated },
+            excluded_by: self.excluded(admitted, model).map(ExcludedBy),
+        }
+    }
+
+    fn excluded(&self, admitted: &Admitted, model: &Model) -> Option<String> {
+        let request = &admitted.request;
+        let Some(backend) = self.backends.get(&model.id) else {
+            return Some("not set up in this process: see `targets` and `local` in the settings".to_owned());
+        };
+        if let Some(field) = model.unsupported(&request.limits) {
+            return Some(format!("can't honour {field}"));
+        }
+        // A floor of the true number: even at eight bytes a token the prompt would not fit.
+        let least = request.prompt_bytes() as u64 / 8;
+        if least > u64::from(model.context) {
+            return Some(format!("context {} is smaller than the prompt", model.context));
+        }
+        match backend.availability() {
+            Availability::Ready => None,
+            Availability::Unavailable { why, .. } => Some(why),
+        }
+    }
+
+    /// A field that no candidate of the policy can honour is refused by name.
+    fn report_unsupported(&self, admitted: &Admitted, candidates: &[Candidate]) -> Result<(), GatewayErrorKind> {
+        let limits = &admitted.request.limits;
+        let catalog = admitted.snapshot.catalog();
+        let field_of =
+            |candidate: &Candidate| catalog.get(&candidate.model).and_then(|model| model.unsupported(limits));
+        let fields: Option<Vec<&str>> = candidates.iter().map(field_of).collect();
+        match fields.as_deref() {
+            Some([field, ..]) => Err(GatewayErrorKind::Unsupported {
+                field: (*field).to_owned(),
+                why: "no model of the policy can".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A number in [0, 1) that request and policy determine.
+fn draw(request: RequestId, policy_hash: &str) -> f64 {
+    let mut hasher = blake3::Hasher::new_derive_key("sluice exploration v1");
+    hasher.update(request.0.as_bytes());
+    hasher.update(policy_hash.as_bytes());
+    let mut first = [0_u8; 8];
+    hasher.finalize_xof().fill(&mut first);
+    (u64::from_le_bytes(first) >> 11) as f64 / (1_u64 << 53) as f64
+}
