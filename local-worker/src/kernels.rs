@@ -43,14 +43,6 @@ impl Matrix {
         }
     }
 
-    /// Inputs.
-    pub fn cols(&self) -> usize {
-        match self {
-            Self::Quantized(matrix) => matrix.cols(),
-            Self::Dense(matrix) => matrix.cols(),
-        }
-    }
-
     /// Memory taken, in bytes.
     pub fn bytes(&self) -> u64 {
         match self {

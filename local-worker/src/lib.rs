@@ -4,6 +4,8 @@ pub mod model;
 pub mod tokenizer;
 pub mod template;
 pub mod engine;
+#[doc(hidden)]
+pub mod testing;
 pub mod scorer;
 #[cfg(feature = "lab")]
 pub mod train;

@@ -15,3 +15,6 @@ pub use error::LoadError;
 pub use gguf::{Gguf, TensorInfo, Value};
 pub use llama::{Llama, LlamaShape};
 pub use step::{Row, Scratch};
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@
 //!
 //! The weights are not in the repository: `tests/fetch_smollm2.sh` fetches them; without them these tests say so and pass.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says when it has no weights")]
+
 use std::path::PathBuf;
 
 use local_worker::model::{Cache, Gguf, Llama, Row, Scratch};

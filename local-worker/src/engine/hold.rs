@@ -126,7 +126,7 @@ mod tests {
         check(&["END"], &["EN", "EN", "D"], &["", "EN", ""], stop);
         check(&["\n\n"], &["a\n", "\nb"], &["a", ""], stop);
         check(&["\n\n"], &["a\n"], &["a\n"], None);
-        check(&["xyz", "y"], &["wxyz"], &["wx"], stop);
+        check(&["xyz", "y"], &["wxyz"], &["w"], stop);
         check(&["é"], &["\u{e9}a"], &[""], stop);
     }
 

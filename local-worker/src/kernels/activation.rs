@@ -49,7 +49,7 @@ impl Activations {
 
     /// Derives the integers from the values; needed before a product with a quantised matrix.
     pub fn quantize(&mut self, level: Level) {
-        if self.cols % BLOCK != 0 {
+        if !self.cols.is_multiple_of(BLOCK) {
             self.blocks.clear();
             return;
         }

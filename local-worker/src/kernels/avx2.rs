@@ -100,8 +100,8 @@ fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool
                 _mm256_set1_epi32(if full { 0 } else { -view.zero * sum })
             });
             if FOUR {
-                for group in 0..4 {
-                    let both = load(&lines[group], half);
+                for (group, line) in lines.iter().enumerate() {
+                    let both = load(line, half);
                     let (near, far) =
                         (_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16::<4>(both), low));
                     for m in 0..M {
@@ -110,8 +110,9 @@ fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool
                     }
                 }
             } else {
-                for group in part * (8 / PARTS)..(part + 1) * (8 / PARTS) {
-                    let weights = load(&lines[group], half);
+                let from = part * (8 / PARTS);
+                for (group, line) in (from..).zip(&lines[from..from + 8 / PARTS]) {
+                    let weights = load(line, half);
                     for m in 0..M {
                         let word = now[m].word(group);
                         dot[m] = if full { full_dot(dot[m], weights, word) } else { small_dot(dot[m], weights, word) };

@@ -77,8 +77,8 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
                 _mm512_set1_epi32(-view.zero * sum)
             });
             if FOUR {
-                for group in 0..4 {
-                    let both = load(&lines[group]);
+                for (group, line) in lines.iter().enumerate() {
+                    let both = load(line);
                     let (near, far) =
                         (_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low));
                     for m in 0..M {
@@ -87,8 +87,9 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
                     }
                 }
             } else {
-                for group in part * (8 / PARTS)..(part + 1) * (8 / PARTS) {
-                    let weights = load(&lines[group]);
+                let from = part * (8 / PARTS);
+                for (group, line) in (from..).zip(&lines[from..from + 8 / PARTS]) {
+                    let weights = load(line);
                     for m in 0..M {
                         dot[m] = _mm512_dpbusd_epi32(dot[m], weights, _mm512_set1_epi32(now[m].word(group)));
                     }

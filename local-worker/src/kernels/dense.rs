@@ -36,11 +36,6 @@ impl DenseMatrix {
         self.rows
     }
 
-    /// Inputs.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
     /// Memory taken, in bytes.
     pub fn bytes(&self) -> u64 {
         match &self.weights {

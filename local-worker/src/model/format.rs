@@ -139,7 +139,7 @@ fn tensor_bytes<'bytes>(file: &Gguf<'bytes>, name: &str, shape: &[u64]) -> Resul
         return Err(file.unsupported(format!("tensor {name} has the element type {}; {known}", info.type_id)));
     };
     let (weights, size) = format.block();
-    if shape[0] % weights as u64 != 0 {
+    if !shape[0].is_multiple_of(weights as u64) {
         let problem =
             format!("tensor {name} has rows of {} weights, {format:?} needs multiples of {weights}", shape[0]);
         return Err(file.malformed(problem));

@@ -193,7 +193,7 @@ fn frequencies(file: &Gguf<'_>, head: usize) -> Result<Vec<f32>, LoadError> {
     }
     let base = file.number("llama.rope.freq_base").unwrap_or(10_000.0);
     let turned = file.integer("llama.rope.dimension_count").unwrap_or(head as u64);
-    if !(base.is_finite() && base > 0.0) || turned > head as u64 || turned % 2 != 0 {
+    if !(base.is_finite() && base > 0.0) || turned > head as u64 || !turned.is_multiple_of(2) {
         return Err(file.malformed(format!("rope over {turned} of {head} values with base {base} is impossible")));
     }
     let pairs = turned as usize / 2;
