@@ -200,7 +200,8 @@ fn the_bundled_scorer_is_for_the_bundled_model() {
     let bundled = PairScorer::bundled().unwrap();
     if let Some(scorer) = bundled {
         assert_eq!(scorer.pair(), &Pair::any_large("sluice-nano"));
-        let spam = scorer.score(&ask("Is this message spam or ham?\nWINNER!! Claim your prize now, call 0800 123")).unwrap();
+        let spam =
+            scorer.score(&ask("Is this message spam or ham?\nWINNER!! Claim your prize now, call 0800 123")).unwrap();
         let essay = scorer.score(&ask("Write an essay about the causes of the French Revolution.")).unwrap();
         assert!(spam.get() > essay.get() && essay.get() < 0.2, "{spam:?} {essay:?}");
     }

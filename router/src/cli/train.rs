@@ -1,0 +1,217 @@
+//! `sluice train scorer`: fits a scorer from recorded outcomes, writes its card, and solves the thresholds of policies.
+
+use crate::catalog::Catalog;
+use crate::evidence::bound::Promise;
+use crate::evidence::certificate::Certificate;
+use crate::evidence::outcome::Outcomes;
+use crate::policy::{Objective, Policy};
+use crate::score::report::measure_latency;
+use crate::score::solve::{SolveFor, certify};
+use crate::score::train::{TrainOptions, TrainedScorer, train};
+use crate::score::{Pair, PairScorer};
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use local_worker::scorer::FitOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What can be trained.
+#[derive(Debug, Subcommand)]
+pub enum TrainVerb {
+    /// The classifier that predicts whether a small model's answer will do.
+    Scorer(ScorerArguments),
+}
+
+/// Arguments of `train scorer`.
+#[derive(Debug, Args)]
+pub struct ScorerArguments {
+    /// Files of recorded outcomes, JSON lines, gzipped or not.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub outcomes: Vec<PathBuf>,
+    /// The small model.
+    #[arg(long, default_value = "sluice-nano")]
+    pub small: String,
+    /// The large model; `*` takes all outcomes of the small one.
+    #[arg(long, default_value = "*")]
+    pub large: String,
+    /// Where the scorer goes; its card goes beside it, with `.md` added.
+    #[arg(long, value_name = "FILE.scorer")]
+    pub out: PathBuf,
+    /// Policies whose thresholds are solved; `NAME.solved.toml` goes beside each.
+    #[arg(long, num_args = 1.., value_name = "POLICY.toml")]
+    pub solve: Vec<PathBuf>,
+    /// The catalog the policies name models of; `models.toml` beside the first policy if absent.
+    #[arg(long, value_name = "FILE")]
+    pub catalog: Option<PathBuf>,
+    /// A file whose text goes into the card before the figures: where the outcomes come from.
+    #[arg(long, value_name = "FILE.md")]
+    pub about: Option<PathBuf>,
+    /// Decides the order in which outcomes are learnt.
+    #[arg(long, default_value_t = FitOptions::default().seed)]
+    pub seed: u64,
+}
+
+/// Runs `train`.
+pub fn run(verb: &TrainVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    match verb {
+        TrainVerb::Scorer(arguments) => scorer(arguments, out),
+    }
+}
+
+fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    // Everything that can be wrong with the input is found before hours of work or any file are spent on it.
+    let promises = promises(arguments)?;
+    let about = arguments.about.as_deref().map(read).transpose()?;
+    let files: Vec<&Path> = arguments.outcomes.iter().map(PathBuf::as_path).collect();
+    let outcomes = Outcomes::read(&files)?;
+    let options = TrainOptions {
+        pair: Pair::new(&arguments.small, &arguments.large),
+        fit: FitOptions { seed: arguments.seed, ..FitOptions::default() },
+        outcomes_hash: outcomes.hash.clone(),
+    };
+    let trained = train(&outcomes.rows, &options)?;
+    let latencies = measure_latency(&trained.scorer, outcomes.rows.iter().map(|row| row.prompt.as_str()))?;
+    trained.scorer.write(&arguments.out)?;
+    let mut card = trained.report.markdown(&latencies);
+    if let Some(about) = about {
+        card.push_str(&format!("\n{}\n", about.trim()));
+    }
+    let card_file = arguments.out.with_added_extension("md");
+    std::fs::write(&card_file, &card).with_context(|| format!("cannot write {}", card_file.display()))?;
+    writeln!(out, "{card}")?;
+    writeln!(out, "scorer {} in {}", trained.scorer.version(), arguments.out.display())?;
+    for promise in promises {
+        solve(&promise, &trained, &outcomes.hash, out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A policy whose threshold is to be solved.
+struct Wanted {
+    file: PathBuf,
+    name: String,
+    hash: String,
+    promise: Promise,
+}
+
+fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<Wanted>> {
+    let Some(first) = arguments.solve.first() else {
+        return Ok(Vec::new());
+    };
+    let catalog_file = arguments.catalog.clone().unwrap_or_else(|| first.with_file_name("models.toml"));
+    let catalog = Catalog::parse(&catalog_file.display().to_string(), &read(&catalog_file)?).map_err(listed)?;
+    let wanted = arguments.solve.iter().map(|file| {
+        let text = read(file)?;
+        let policy = Policy::parse(&file.display().to_string(), &text, &catalog).map_err(listed)?;
+        let Objective::MinCost { quality_target: target, confidence } = policy.objective else {
+            anyhow::bail!("{}: its threshold is fixed by hand, there is nothing to solve", file.display());
+        };
+        let name = policy.reference.name.clone();
+        if !policy.small.iter().any(|small| small.as_str() == arguments.small) {
+            anyhow::bail!("{}: {} is none of its small models", file.display(), arguments.small);
+        }
+        let promise = Promise { target, confidence };
+        Ok(Wanted { file: file.clone(), name, hash: policy.reference.hash, promise })
+    });
+    wanted.collect()
+}
+
+fn solve(wanted: &Wanted, trained: &TrainedScorer, evidence_hash: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    let solve_for = SolveFor {
+        policy: wanted.name.clone(),
+        policy_hash: wanted.hash.clone(),
+        promise: wanted.promise,
+        evidence_hash: evidence_hash.to_owned(),
+        date: today()?,
+    };
+    let scorer: &PairScorer = &trained.scorer;
+    let certificate = certify(scorer, &trained.evidence, &solve_for)?;
+    let file = wanted.file.with_extension("solved.toml");
+    std::fs::write(&file, certificate.to_toml()?).with_context(|| format!("cannot write {}", file.display()))?;
+    writeln!(out, "{}", told(&certificate))?;
+    Ok(())
+}
+
+/// The day by UTC.
+fn today() -> anyhow::Result<jiff::civil::Date> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let now = jiff::Timestamp::from_second(since.as_secs().try_into()?)?;
+    Ok(jiff::tz::Offset::UTC.to_datetime(now).date())
+}
+
+/// A certificate in one line.
+fn told(certificate: &Certificate) -> String {
+    let Certificate { policy, target, confidence, n, local_share, .. } = certificate;
+    let promise = format!("{policy}: {:.0} % of quality at {:.0} % confidence", target * 100.0, confidence * 100.0);
+    match (certificate.threshold, certificate.needed) {
+        (Some(threshold), _) => {
+            format!("{promise}: scores from {threshold} stay local, {:.1} % of {n} outcomes", local_share * 100.0)
+        }
+        (None, Some(needed)) => {
+            format!("{promise}: not proven by {n} outcomes, about {needed} more are needed; all remote")
+        }
+        (None, None) => format!("{promise}: not proven by {n} outcomes, and more like them would not help; all remote"),
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn listed(problems: Vec<crate::toml_file::Problem>) -> anyhow::Error {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("{}", lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Outcomes of two kinds of asks, one always right and one never.
+    fn outcomes() -> String {
+        let row = |id: usize| {
+            let good = id.is_multiple_of(2);
+            let ask = if good { "Is this spam?" } else { "Write an essay on" };
+            format!(
+                "{{\"id\":\"{id}\",\"source\":\"made\",\"prompt\":\"{ask} number {} please\",\"weak_model\":\"sluice-nano\",\"weak_quality\":{},\"cluster\":\"{id}\"}}\n",
+                id % 37,
+                u8::from(good)
+            )
+        };
+        (0..600).map(row).collect()
+    }
+
+    #[test]
+    fn writes_scorer_card_and_certificates_that_match() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        std::fs::write(file("outcomes.jsonl"), outcomes()).unwrap();
+        std::fs::write(file("models.toml"), include_str!("../../../policies/models.toml")).unwrap();
+        let policy = include_str!("../../../policies/balanced.toml");
+        std::fs::write(file("balanced.toml"), policy).unwrap();
+        let arguments = |outcomes: &str| ScorerArguments {
+            outcomes: vec![file(outcomes)],
+            small: "sluice-nano".to_owned(),
+            large: "*".to_owned(),
+            out: file("nano.scorer"),
+            solve: vec![file("balanced.toml")],
+            catalog: None,
+            about: None,
+            seed: 1,
+        };
+        let error = scorer(&arguments("none.jsonl"), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("none.jsonl") && !file("nano.scorer").exists());
+
+        let mut said = Vec::new();
+        scorer(&arguments("outcomes.jsonl"), &mut said).unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains("balanced: 95 % of quality at 95 % confidence: scores from"), "{said}");
+        let scorer = PairScorer::read(&file("nano.scorer")).unwrap();
+        assert!(std::fs::read_to_string(file("nano.scorer.md")).unwrap().contains(scorer.version()));
+        let solved = std::fs::read_to_string(file("balanced.solved.toml")).unwrap();
+        let certificate = Certificate::parse(&solved).unwrap();
+        assert_eq!(certificate.check(&Policy::hash(policy), scorer.version()), Ok(()));
+        assert!((0.4..0.6).contains(&certificate.local_share), "{certificate:?}");
+    }
+}
