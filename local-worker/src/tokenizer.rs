@@ -27,6 +27,11 @@ const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p
 const QWEN_2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Bytes of a long text that are tokenised at a time.
+const PIECE: usize = 16 * 1024;
+/// Bytes that are tokenised at a time at most.
+const LONGEST_PIECE: usize = 64 * 1024;
+
 /// A vocabulary and its rules.
 pub struct Tokenizer {
     model: tokenizers::models::bpe::BPE,
@@ -149,43 +154,39 @@ impl Tokenizer {
     /// The text can't be split, which only a fault of the rules can cause.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         let mut tokens = Vec::new();
-        self.encode_parts(text, false, None, &mut tokens)?;
+        self.encode_parts(text, Rules { control: false, marker: None, most: usize::MAX }, &mut tokens)?;
         Ok(tokens)
     }
 
     /// Tokens of a rendered prompt: names of control tokens become those, and every `marker` is taken out of the text, so
-    /// that a name broken by one stays text.
+    /// that a name broken by one stays text. Gives up soon after `most` tokens: what is returned then has more, but is not
+    /// the whole.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_marked(&self, text: &str, marker: Option<char>) -> Result<Vec<u32>, String> {
+    pub fn encode_marked(&self, text: &str, marker: Option<char>, most: usize) -> Result<Vec<u32>, String> {
         let mut tokens = Vec::new();
-        self.encode_parts(text, true, marker, &mut tokens)?;
+        self.encode_parts(text, Rules { control: true, marker, most }, &mut tokens)?;
         Ok(tokens)
     }
 
-    fn encode_parts(
-        &self,
-        text: &str,
-        control: bool,
-        marker: Option<char>,
-        tokens: &mut Vec<u32>,
-    ) -> Result<(), String> {
+    fn encode_parts(&self, text: &str, rules: Rules, tokens: &mut Vec<u32>) -> Result<(), String> {
         let mut rest = text;
-        while !rest.is_empty() {
+        while !rest.is_empty() && tokens.len() <= rules.most {
             let found = rest.char_indices().find_map(|(at, _)| {
                 let here = &rest[at..];
                 if !self.firsts[usize::from(here.as_bytes()[0])] {
                     return None;
                 }
-                let wanted =
-                    |(name, _, plain): &&(String, u32, bool)| (control || *plain) && here.starts_with(name.as_str());
+                let wanted = |(name, _, plain): &&(String, u32, bool)| {
+                    (rules.control || *plain) && here.starts_with(name.as_str())
+                };
                 self.fixed.iter().find(wanted).map(|(name, id, _)| (at, name.len(), *id))
             });
             let (at, length) = found.map_or((rest.len(), 0), |(at, length, _)| (at, length));
-            match marker {
-                Some(marker) => self.encode_text(&rest[..at].replace(marker, ""), tokens)?,
-                None => self.encode_text(&rest[..at], tokens)?,
+            match rules.marker {
+                Some(marker) => self.encode_text(&rest[..at].replace(marker, ""), rules.most, tokens)?,
+                None => self.encode_text(&rest[..at], rules.most, tokens)?,
             }
             tokens.extend(found.map(|(_, _, id)| id));
             rest = &rest[at + length..];
@@ -193,20 +194,43 @@ impl Tokenizer {
         Ok(())
     }
 
-    fn encode_text(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), String> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let mut pieces = PreTokenizedString::from(text);
-        for split in &self.splits {
-            split.pre_tokenize(&mut pieces).map_err(|error| error.to_string())?;
-        }
-        pieces.tokenize(|piece| self.model.tokenize(piece.get())).map_err(|error| error.to_string())?;
-        for (_, _, piece) in pieces.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            tokens.extend(piece.iter().flatten().map(|token| token.id));
+    /// Long texts go piece by piece, so that a text far too long is not split to its end.
+    fn encode_text(&self, mut text: &str, most: usize, tokens: &mut Vec<u32>) -> Result<(), String> {
+        while !text.is_empty() && tokens.len() <= most {
+            let (piece, rest) = text.split_at(piece_end(text));
+            let mut pieces = PreTokenizedString::from(piece);
+            for split in &self.splits {
+                split.pre_tokenize(&mut pieces).map_err(|error| error.to_string())?;
+            }
+            pieces.tokenize(|piece| self.model.tokenize(piece.get())).map_err(|error| error.to_string())?;
+            for (_, _, piece) in pieces.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+                tokens.extend(piece.iter().flatten().map(|token| token.id));
+            }
+            text = rest;
         }
         Ok(())
     }
+}
+
+/// What a text may contain.
+#[derive(Debug, Clone, Copy)]
+struct Rules {
+    control: bool,
+    marker: Option<char>,
+    most: usize,
+}
+
+/// Where a long text may be cut without changing its tokens: every pre-tokenizer here splits before a space between two
+/// letters. A text without such a place in [`LONGEST_PIECE`], no natural one, is cut there, where a token may then differ.
+fn piece_end(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let between = |at: &usize| {
+        bytes[*at] == b' '
+            && bytes[*at - 1].is_ascii_alphabetic()
+            && bytes.get(*at + 1).is_some_and(u8::is_ascii_alphabetic)
+    };
+    let longest = text.floor_char_boundary(LONGEST_PIECE);
+    (PIECE..longest).find(between).unwrap_or(longest)
 }
 
 /// What the file says of single tokens.
@@ -311,3 +335,6 @@ fn token_bytes(alphabet: &HashMap<char, u8>, token: &str) -> Box<[u8]> {
     }
     bytes.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,7 @@ fn texts_templates_and_greedy_choices_are_those_of_llama_cpp() {
     for case in fixture["cases"].as_array().unwrap() {
         let (prompt, tokens, gaps) = (integers(&case["prompt"]), integers(&case["tokens"]), gaps(case));
         let rendered = template.render(&messages(case)).unwrap();
-        assert_eq!(tokenizer.encode_marked(&rendered, None).unwrap(), prompt, "{rendered}");
+        assert_eq!(tokenizer.encode_marked(&rendered, None, usize::MAX).unwrap(), prompt, "{rendered}");
         let (mut cache, mut scratch) = (Cache::new(1, shape.layers, shape.key_heads, shape.head), Scratch::default());
         let row = |position, token, wants_logits| Row { slot: 0, position, token, wants_logits };
         let mut rows: Vec<Row> =

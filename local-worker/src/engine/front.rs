@@ -14,7 +14,8 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// The prompt for a conversation; refused without rendering if it can't fit `context` tokens.
+    /// The prompt for a conversation. Refused if it leaves no room in `context` tokens, long texts without being read to
+    /// their end.
     pub fn encode(&self, messages: &[ChatMessage], context: usize) -> Result<Vec<u32>, SubmitError> {
         let least: usize = messages.iter().map(|message| self.tokenizer.least_tokens(&message.content)).sum();
         if least >= context {
@@ -29,11 +30,14 @@ impl Front {
             })
             .collect();
         let prompt = self.template.render(&messages).map_err(SubmitError::Template)?;
-        let mut tokens = self.tokenizer.encode_marked(&prompt, Some(marker)).map_err(SubmitError::Template)?;
+        let mut tokens = self.tokenizer.encode_marked(&prompt, Some(marker), context).map_err(SubmitError::Template)?;
         if let Some(begin) = self.tokenizer.begin()
             && tokens.first() != Some(&begin)
         {
             tokens.insert(0, begin);
+        }
+        if tokens.len() >= context {
+            return Err(SubmitError::PromptTooLong { tokens: tokens.len(), context });
         }
         Ok(tokens)
     }
