@@ -87,7 +87,7 @@ impl Worker {
         self.0.shared.info.clone()
     }
 
-    /// Queues a request, or refuses it at once. Costs the rendering and tokenising of the conversation on the caller's
+    /// Queues a request, or refuses it at once. Takes the rendering and tokenising of the conversation on the caller's
     /// thread, about half a microsecond a byte up to the model's context; never waits for the model.
     ///
     /// # Errors

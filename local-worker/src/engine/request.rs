@@ -24,9 +24,10 @@ pub struct WorkerConfig {
     pub max_sequences: usize,
     /// Prompt tokens worked through in one step, over all sequences; a cancelled request is noticed between two steps.
     pub prefill_chunk: usize,
-    /// Compute threads. Only 1 is honoured: the second thread of a gateway belongs to its network side.
+    /// Compute threads. Only 1 is honoured: other cores belong to what surrounds the worker.
     pub threads: usize,
-    /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for.
+    /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for. Bounds memory: each token
+    /// of a running sequence takes 8 bytes for each layer, key head and value of a head (46 kB with SmolLM2-135M).
     pub context_limit: Option<usize>,
     /// Tokens at the start of an answer that may be held back while they could still become the decline text; raised to what
     /// that text needs. 0 passes everything on at once, a decline included.

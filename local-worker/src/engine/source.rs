@@ -48,6 +48,8 @@ fn load_bytes(
     let (begin, end) = tokenizer.names();
     let template = ChatTemplate::new(source, begin, end)
         .map_err(|problem| file.malformed(format!("tokenizer.chat_template: {problem}")))?;
+    // Rules are compiled when first used; that should not be a request's time.
+    tokenizer.encode("warm up").map_err(|problem| file.malformed(format!("tokenizer: {problem}")))?;
     let decline_text = file.text(DECLINE_KEY).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
     let decline = match &decline_text {
         Some(text) if config.decline_hold > 0 => {

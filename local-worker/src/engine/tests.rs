@@ -77,7 +77,7 @@ fn answers_end_as_they_should() {
     assert_eq!((end.prompt_tokens, end.output_tokens, tokens.len()), (3, 4, 4), "the end counts as a token");
     assert!(end.cpu_seconds > 0.0);
     let (_, tokens, end) = collect(model.worker.submit(ask("d")).unwrap());
-    assert_eq!((end.unwrap().output_tokens, tokens), (2, vec![]), "a decline costs and shows nothing");
+    assert_eq!((end.unwrap().output_tokens, tokens), (2, vec![]), "a decline counts and shows nothing");
 }
 
 #[test]

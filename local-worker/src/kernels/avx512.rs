@@ -1,5 +1,5 @@
 //! Products with quantised matrices by the integer dot product of AVX-512 (VNNI): sixteen outputs by four inputs an
-//! instruction. The zero point is taken off by where the sum starts, so it costs nothing.
+//! instruction. The zero point is taken off by where the sum starts, so it takes no time.
 #![allow(unsafe_code, reason = "vector instructions; called only where the processor was found to have them")]
 
 use std::arch::x86_64::{

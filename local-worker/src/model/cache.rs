@@ -1,6 +1,6 @@
 //! What attention remembers of a sequence: keys and values of every position so far, for each layer and key head.
 //!
-//! Memory is taken as a sequence grows and given back when its place is cleared, so idle places cost nothing.
+//! Memory is taken as a sequence grows and given back when its place is cleared, so idle places take none.
 
 /// Positions by which a place grows at least.
 const GROWTH: usize = 64;
