@@ -78,10 +78,10 @@ pub enum BoundError {
     },
 }
 
-/// The thresholds that are tried, in order: 1.00, 0.99, … 0.00. Fixed for all time, so that nobody can pick a grid that suits
+/// The thresholds that are tried, in order: 1.000, 0.995, … 0.000. Fixed for all time, so that nobody can pick a grid that suits
 /// the data.
 pub fn grid() -> impl Iterator<Item = f64> {
-    (0..=100_u32).rev().map(|percent| f64::from(percent) / 100.0)
+    (0..=200_u32).rev().map(|step| f64::from(step) / 200.0)
 }
 
 /// A threshold counts as useful for `needed` once this share of the evidence is at or above it.
@@ -116,9 +116,11 @@ pub fn solve(evidence: &[Evidence], promise: Promise) -> Result<Solution, BoundE
     // A proven threshold that nothing reaches promises nothing.
     let threshold = proven.filter(|threshold| share(*threshold) > 0.0);
     let reported = threshold.or(failed).unwrap_or(0.0);
+    let bound = test.bound(reported);
     Ok(Solution {
         threshold,
-        bound: test.bound(reported),
+        // What is proven is at most 0; the search for the exact bound may end a rounding error above.
+        bound: if threshold.is_some() { bound.min(0.0) } else { bound },
         local_share: threshold.map_or(0.0, share),
         n: evidence.len(),
         needed: if threshold.is_none() { test.needed() } else { None },
@@ -165,7 +167,11 @@ impl Test<'_> {
 
     fn proves(&self, threshold: f64) -> bool {
         match self.method {
-            Method::ExactBinomial => self.bound(threshold) <= 0.0,
+            Method::ExactBinomial => {
+                // So few wrong answers would be too unlikely if the promise were broken.
+                let slack = 1.0 - self.promise.target;
+                binomial_tail(self.wrong(threshold), self.evidence.len(), slack) <= self.promise.alpha()
+            }
             Method::Betting => self.losses(threshold).mean_is_at_most(0.0, self.promise.alpha()),
         }
     }
@@ -233,18 +239,24 @@ pub fn clopper_pearson_upper(hits: usize, n: usize, alpha: f64) -> f64 {
     if hits >= n {
         return 1.0;
     }
-    // P(X <= hits) falls as the rate rises.
-    let tail = |rate: f64| incomplete_beta((n - hits) as f64, hits as f64 + 1.0, 1.0 - rate);
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..60 {
         let middle = f64::midpoint(low, high);
-        if tail(middle) > alpha {
+        if binomial_tail(hits, n, middle) > alpha {
             low = middle;
         } else {
             high = middle;
         }
     }
     high
+}
+
+/// Probability of at most `hits` in `n` trials; falls as the rate rises.
+fn binomial_tail(hits: usize, n: usize, rate: f64) -> f64 {
+    if hits >= n {
+        return 1.0;
+    }
+    incomplete_beta((n - hits) as f64, hits as f64 + 1.0, 1.0 - rate)
 }
 
 /// Losses within `[-1, target]` and bets against their mean being large.
