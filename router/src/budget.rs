@@ -185,6 +185,14 @@ impl Budgets {
         Ok(Hold { budgets: Arc::clone(self), keys, attempt, amount, settled: false })
     }
 
+    /// Tenants that have spent or held anything.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        let mut tenants: Vec<TenantId> = self.lock().keys().map(|(tenant, _, _)| tenant.clone()).collect();
+        tenants.sort();
+        tenants.dedup();
+        tenants
+    }
+
     /// The tenant's current windows.
     pub fn status(&self, tenant: &TenantId) -> [WindowStatus; 2] {
         let keys = self.keys(tenant);

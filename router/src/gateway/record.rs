@@ -33,7 +33,7 @@ struct Outcome<'a> {
 
 impl Gateway {
     /// Limits of a tenant under a policy: a policy may only tighten.
-    pub(super) fn budget_limits(&self, tenant: &TenantId, policy: &Policy) -> BudgetLimits {
+    pub fn budget_limits(&self, tenant: &TenantId, policy: &Policy) -> BudgetLimits {
         self.tenant_limits.get(tenant).copied().unwrap_or(self.default_limits).tightest(policy.budget)
     }
 

@@ -1,0 +1,7 @@
+//! Wire ↔ domain: the only place that knows protocols. One port carries gRPC, health, reflection, metrics and the page.
+
+pub mod auth;
+pub mod dashboard;
+pub mod grpc;
+pub mod http;
+mod status;

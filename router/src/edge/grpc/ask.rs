@@ -1,0 +1,279 @@
+//! From a wire ask to a domain request. Every wrong field is reported, by its path; what this build can't honour is refused
+//! by name.
+
+use crate::domain::{Labels, Limits, Message, Part, Placement, Request, RequestId, Role};
+use crate::edge::auth::Caller;
+use sluice_proto::v1;
+use std::time::{Duration, Instant};
+use tonic::metadata::MetadataMap;
+
+/// Longest conversation and end-user id, bytes.
+const MAX_ID_BYTES: usize = 128;
+/// Most labels.
+const MAX_LABELS: usize = 32;
+/// Longest label key and value, bytes.
+const MAX_LABEL_BYTES: (usize, usize) = (64, 256);
+/// Most tokens that can be asked for.
+const MAX_TOKENS: i32 = 131_072;
+/// Most stop texts, and the longest, bytes.
+const MAX_STOPS: (usize, usize) = (8, 256);
+/// Most messages.
+const MAX_MESSAGES: usize = 2_048;
+
+/// What is wrong: paths and descriptions.
+pub type Violations = Vec<(String, String)>;
+
+/// Checks an ask and makes it a request of `caller`.
+///
+/// # Errors
+/// Every wrong field.
+pub fn request(
+    ask: Option<v1::Ask>,
+    caller: &Caller,
+    deadline: Option<Instant>,
+    stream: bool,
+    max_prompt_bytes: usize,
+) -> Result<Request, Violations> {
+    let mut wrong = Violations::new();
+    let Some(ask) = ask else {
+        return Err(vec![("ask".to_owned(), "is missing".to_owned())]);
+    };
+    let messages = messages(&ask, max_prompt_bytes, &mut wrong);
+    let limits = limits(ask.limits.clone().unwrap_or_default(), &mut wrong);
+    let placement = placement(&ask, &mut wrong);
+    if !ask.tools.is_empty() {
+        add(&mut wrong, "ask.tools", "tools are not served by this build; leave the field empty");
+    }
+    for (field, id) in [("ask.conversation_id", &ask.conversation_id), ("ask.end_user_id", &ask.end_user_id)] {
+        if id.len() > MAX_ID_BYTES {
+            add(&mut wrong, field, format!("has {} bytes, at most {MAX_ID_BYTES} are allowed", id.len()));
+        }
+    }
+    let mut labels = labels(&ask, &mut wrong);
+    labels.extend(caller.labels.clone());
+    if !wrong.is_empty() {
+        return Err(wrong);
+    }
+    let named = (!ask.policy.is_empty()).then_some(ask.policy);
+    Ok(Request {
+        id: RequestId::fresh(),
+        tenant: caller.tenant.clone(),
+        key_name: caller.key_name.clone(),
+        messages,
+        limits,
+        placement,
+        placement_floor: caller.placement_floor,
+        policy: named.or_else(|| caller.default_policy.clone()),
+        labels,
+        conversation_id: ask.conversation_id,
+        end_user_id: ask.end_user_id,
+        deadline,
+        stream,
+    })
+}
+
+fn add(wrong: &mut Violations, field: impl Into<String>, description: impl Into<String>) {
+    wrong.push((field.into(), description.into()));
+}
+
+fn messages(ask: &v1::Ask, max_prompt_bytes: usize, wrong: &mut Violations) -> Vec<Message> {
+    if ask.messages.is_empty() {
+        add(wrong, "ask.messages", "is empty; at least one message is needed");
+    }
+    if ask.messages.len() > MAX_MESSAGES {
+        add(wrong, "ask.messages", format!("has {} messages, at most {MAX_MESSAGES} are allowed", ask.messages.len()));
+    }
+    let mut messages = Vec::new();
+    for (index, message) in ask.messages.iter().enumerate() {
+        let path = format!("ask.messages[{index}]");
+        let role = match message.role() {
+            v1::Role::System => Some(Role::System),
+            v1::Role::User => Some(Role::User),
+            v1::Role::Assistant => Some(Role::Assistant),
+            v1::Role::Tool => Some(Role::Tool),
+            v1::Role::Unspecified => {
+                add(wrong, format!("{path}.role"), "is not set; use SYSTEM, USER, ASSISTANT or TOOL");
+                None
+            }
+        };
+        let parts = parts(&message.parts, &path, wrong);
+        messages.extend(role.map(|role| Message { role, parts }));
+    }
+    if let Some(last) = ask.messages.last()
+        && matches!(last.role(), v1::Role::System | v1::Role::Assistant)
+    {
+        let path = format!("ask.messages[{}].role", ask.messages.len() - 1);
+        add(wrong, path, "the last message must be of the user or a tool");
+    }
+    let bytes: usize = messages.iter().map(Message::byte_len).sum();
+    if bytes > max_prompt_bytes {
+        add(wrong, "ask.messages", format!("have {bytes} bytes of text, at most {max_prompt_bytes} are allowed"));
+    }
+    messages
+}
+
+fn parts(parts: &[v1::Part], path: &str, wrong: &mut Violations) -> Vec<Part> {
+    if parts.is_empty() {
+        add(wrong, format!("{path}.parts"), "is empty; at least one part is needed");
+    }
+    let mut checked = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let path = format!("{path}.parts[{index}]");
+        let refused = "is not served by this build; send text";
+        match &part.kind {
+            Some(v1::part::Kind::Text(text)) if text.is_empty() => add(wrong, format!("{path}.text"), "is empty"),
+            Some(v1::part::Kind::Text(text)) => checked.push(Part::Text(text.clone())),
+            Some(v1::part::Kind::ToolCall(_)) => add(wrong, format!("{path}.tool_call"), refused),
+            Some(v1::part::Kind::ToolResult(_)) => add(wrong, format!("{path}.tool_result"), refused),
+            Some(v1::part::Kind::Image(_)) => add(wrong, format!("{path}.image"), refused),
+            None => add(wrong, path, "is empty; set its text"),
+        }
+    }
+    checked
+}
+
+fn limits(limits: v1::Limits, wrong: &mut Violations) -> Limits {
+    if let Some(tokens) = limits.max_tokens
+        && !(1..=MAX_TOKENS).contains(&tokens)
+    {
+        add(wrong, "ask.limits.max_tokens", format!("is {tokens}, it must be within 1 and {MAX_TOKENS}"));
+    }
+    if let Some(temperature) = limits.temperature
+        && !(0.0..=2.0).contains(&temperature)
+    {
+        add(wrong, "ask.limits.temperature", format!("is {temperature}, it must be within 0 and 2"));
+    }
+    if let Some(top_p) = limits.top_p
+        && !(top_p > 0.0 && top_p <= 1.0)
+    {
+        add(wrong, "ask.limits.top_p", format!("is {top_p}, it must be above 0 and at most 1"));
+    }
+    if limits.stop.len() > MAX_STOPS.0 {
+        add(wrong, "ask.limits.stop", format!("has {} texts, at most {} are allowed", limits.stop.len(), MAX_STOPS.0));
+    }
+    for (index, stop) in limits.stop.iter().enumerate() {
+        if stop.is_empty() || stop.len() > MAX_STOPS.1 {
+            let description = format!("has {} bytes, it must have 1 to {}", stop.len(), MAX_STOPS.1);
+            add(wrong, format!("ask.limits.stop[{index}]"), description);
+        }
+    }
+    Limits {
+        max_tokens: limits.max_tokens.map(i32::unsigned_abs),
+        temperature: limits.temperature,
+        top_p: limits.top_p,
+        stop: limits.stop,
+        seed: limits.seed.map(i64::cast_unsigned),
+    }
+}
+
+fn placement(ask: &v1::Ask, wrong: &mut Violations) -> Placement {
+    match v1::Placement::try_from(ask.placement) {
+        Ok(v1::Placement::Unspecified | v1::Placement::Auto) => Placement::Auto,
+        Ok(v1::Placement::LocalOnly) => Placement::LocalOnly,
+        Ok(v1::Placement::PreferLocal) => Placement::PreferLocal,
+        Ok(v1::Placement::PreferRemote) => Placement::PreferRemote,
+        Ok(v1::Placement::RemoteOnly) => Placement::RemoteOnly,
+        Err(_) => {
+            add(wrong, "ask.placement", format!("{} is not known to this build", ask.placement));
+            Placement::Auto
+        }
+    }
+}
+
+fn labels(ask: &v1::Ask, wrong: &mut Violations) -> Labels {
+    if ask.labels.len() > MAX_LABELS {
+        add(wrong, "ask.labels", format!("has {} labels, at most {MAX_LABELS} are allowed", ask.labels.len()));
+    }
+    for (key, value) in &ask.labels {
+        let plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_.-".contains(&b));
+        if key.is_empty() || key.len() > MAX_LABEL_BYTES.0 || !plain {
+            let shown: String = key.chars().take(MAX_LABEL_BYTES.0).collect();
+            add(wrong, format!("ask.labels[{shown}]"), "keys have 1 to 64 bytes of a-z, 0-9, _, . and -");
+        } else if value.len() > MAX_LABEL_BYTES.1 {
+            let description = format!("has {} bytes, at most {} are allowed", value.len(), MAX_LABEL_BYTES.1);
+            add(wrong, format!("ask.labels[{key}]"), description);
+        }
+    }
+    ask.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// The caller's deadline from the `grpc-timeout` metadata (gRPC over HTTP/2: up to eight digits and a unit).
+pub fn deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(number.checked_mul(3_600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    Instant::now().checked_add(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::auth::Keys;
+
+    fn good() -> v1::Ask {
+        sluice_proto::client::ask("hello")
+    }
+
+    fn check(change: impl FnOnce(&mut v1::Ask), fields: &[&str]) {
+        let mut ask = good();
+        change(&mut ask);
+        let caller = Keys::load(None).unwrap().caller(None).unwrap();
+        let outcome = request(Some(ask), &caller, None, false, 1_000);
+        let found: Vec<String> = outcome.err().unwrap_or_default().into_iter().map(|(field, _)| field).collect();
+        assert_eq!(found, fields);
+    }
+
+    #[test]
+    fn every_wrong_field_is_named() {
+        check(|_| {}, &[]);
+        check(|ask| ask.messages.clear(), &["ask.messages"]);
+        check(|ask| ask.messages[0].role = 0, &["ask.messages[0].role"]);
+        check(|ask| ask.messages[0].role = 3, &["ask.messages[0].role"]);
+        check(|ask| ask.messages[0].parts.clear(), &["ask.messages[0].parts"]);
+        check(|ask| ask.messages[0].parts[0].kind = None, &["ask.messages[0].parts[0]"]);
+        let image = || Some(v1::part::Kind::Image(v1::Image::default()));
+        check(|ask| ask.messages[0].parts[0].kind = image(), &["ask.messages[0].parts[0].image"]);
+        check(|ask| ask.tools.push(v1::Tool::default()), &["ask.tools"]);
+        check(|ask| ask.placement = 99, &["ask.placement"]);
+        check(|ask| ask.conversation_id = "x".repeat(129), &["ask.conversation_id"]);
+        check(|ask| drop(ask.labels.insert("Bad Key".into(), "x".into())), &["ask.labels[Bad Key]"]);
+        let long = || Some(v1::part::Kind::Text("x".repeat(1_001)));
+        check(|ask| ask.messages[0].parts[0].kind = long(), &["ask.messages"]);
+        let limits = v1::Limits {
+            max_tokens: Some(0),
+            temperature: Some(f32::NAN),
+            top_p: Some(0.0),
+            stop: vec![String::new()],
+            seed: Some(-1),
+        };
+        let all = ["ask.limits.max_tokens", "ask.limits.temperature", "ask.limits.top_p", "ask.limits.stop[0]"];
+        check(|ask| ask.limits = Some(limits), &all);
+    }
+
+    #[test]
+    fn deadlines_are_read() {
+        let check = |text: &str, seconds: Option<f64>| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            let found = deadline(&metadata).map(|at| at.duration_since(Instant::now()).as_secs_f64());
+            match seconds {
+                Some(seconds) => assert!((found.unwrap() - seconds).abs() < 1.0, "{text}"),
+                None => assert!(found.is_none(), "{text}"),
+            }
+        };
+        check("20S", Some(20.0));
+        check("20000m", Some(20.0));
+        check("1H", Some(3_600.0));
+        check("x", None);
+        check("", None);
+    }
+}
