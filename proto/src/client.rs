@@ -79,13 +79,17 @@ impl Client {
             Some(key) => Bearer(Some(format!("Bearer {key}").parse().map_err(|_| ConnectError::Key)?)),
             None => Bearer(None),
         };
-        let channel = endpoint.tcp_nodelay(true).connect().await.map_err(|error| ConnectError::Unreachable {
-            address: address.to_owned(),
-            reason: innermost(&error),
-        })?;
+        let channel = endpoint
+            .tcp_nodelay(true)
+            .connect()
+            .await
+            .map_err(|error| ConnectError::Unreachable { address: address.to_owned(), reason: innermost(&error) })?;
         Ok(Self {
-            gateway: v1::gateway_service_client::GatewayServiceClient::with_interceptor(channel.clone(), bearer.clone())
-                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            gateway: v1::gateway_service_client::GatewayServiceClient::with_interceptor(
+                channel.clone(),
+                bearer.clone(),
+            )
+            .max_decoding_message_size(MAX_MESSAGE_BYTES),
             usage: v1::usage_service_client::UsageServiceClient::with_interceptor(channel.clone(), bearer.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
             policy: v1::policy_service_client::PolicyServiceClient::with_interceptor(channel, bearer),

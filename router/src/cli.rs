@@ -10,6 +10,7 @@ pub mod explain;
 pub mod models;
 pub mod policy;
 pub mod serve;
+pub mod simulate;
 pub mod table;
 pub mod train;
 pub mod usage;
@@ -34,6 +35,8 @@ pub enum Verb {
     Serve(serve::ServeArguments),
     /// Show it all, offline: bundled small model, simulated large model, thirty requests, what was saved.
     Demo(demo::DemoArguments),
+    /// Run the simulated large model as a server of its own.
+    Simulate(simulate::SimulateArguments),
     /// Send one request and stream the answer.
     Ask(ask::AskArguments),
     /// Tell how a request would be, or an entry was, decided.
@@ -55,6 +58,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
     match arguments.verb {
         Verb::Serve(arguments) => serve::run(&arguments, out),
         Verb::Demo(arguments) => demo::run(&arguments, out),
+        Verb::Simulate(arguments) => simulate::run(&arguments, out),
         Verb::Ask(arguments) => ask::run(arguments, out),
         Verb::Explain(arguments) => explain::run(arguments, out),
         Verb::Usage(arguments) => usage::run(&arguments, out),

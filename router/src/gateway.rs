@@ -14,11 +14,11 @@ pub use reply::{
     BudgetWindow, Explanation, FailureReport, GatewayError, GatewayErrorKind, Reply, ReplyEvent, ReplyStream, Summary,
 };
 
-use crate::backend::Backend;
 use crate::backend::resilience::RetryPolicy;
+use crate::backend::{Availability, Backend};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache};
-use crate::domain::{Constraints, Decision, Message, ModelId, Request, TenantId};
+use crate::domain::{Constraints, Decision, Message, ModelId, Request, Route, TenantId};
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
@@ -174,6 +174,23 @@ impl Gateway {
             constraints: admitted.constraints,
             decision,
         })
+    }
+
+    /// The remote models and whether they can be called.
+    pub fn remote_availability(&self) -> Vec<(ModelId, bool)> {
+        let remote = self.backends.iter().filter(|(_, backend)| backend.route() == Route::Remote);
+        remote.map(|(id, backend)| (id.clone(), backend.availability() == Availability::Ready)).collect()
+    }
+
+    /// How much of a tenant's budgets under the default policy is spent or held, by window.
+    pub fn budget_use(&self, tenant: &TenantId) -> Vec<(&'static str, f64)> {
+        let Some(policy) = self.registry.snapshot().policy(None) else { return Vec::new() };
+        let limits = self.budget_limits(tenant, &policy);
+        let of = |status: crate::budget::WindowStatus| {
+            let limit = limits.of(status.window)?.as_usd();
+            Some((status.window.as_str(), (status.spent + status.held).as_usd() / limit.max(1e-9)))
+        };
+        self.budgets.status(tenant).into_iter().filter_map(of).collect()
     }
 
     fn admit(&self) -> Result<OwnedSemaphorePermit, GatewayError> {

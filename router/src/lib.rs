@@ -16,3 +16,7 @@ pub mod backend;
 pub mod cache;
 pub mod ledger;
 pub mod gateway;
+pub mod settings;
+pub mod edge;
+pub mod app;
+pub mod cli;

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Separates levels in variable names: `SLUICE_TARGETS__OPENAI__BASE_URL`.
 const SEPARATOR: &str = "__";
+/// How often a failed call is repeated where settings say nothing.
+const MAX_RETRIES: u32 = 2;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -106,6 +108,13 @@ pub struct Target {
     pub max_retries: u32,
     /// Whether answers are streamed from it.
     pub stream: bool,
+}
+
+impl Target {
+    /// A target at a base URL, without a key and with the usual time-outs.
+    pub fn at(base_url: String) -> Self {
+        Self { base_url, key: None, timeouts: Timeouts::default(), max_retries: MAX_RETRIES, stream: true }
+    }
 }
 
 /// Files of a TLS server.
@@ -203,7 +212,8 @@ impl Settings {
             builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
         }
         let names: Vec<String> = variables.keys().cloned().collect();
-        let environment = Environment::with_prefix("SLUICE").prefix_separator("_").separator(SEPARATOR).try_parsing(true);
+        let environment =
+            Environment::with_prefix("SLUICE").prefix_separator("_").separator(SEPARATOR).try_parsing(true);
         let merged = builder.add_source(environment.source(Some(variables))).build().map_err(unreadable)?;
         let raw: Raw = merged.try_deserialize().map_err(|error| {
             let from = if names.is_empty() { String::new() } else { format!(" (variables: {})", names.join(", ")) };
@@ -261,7 +271,8 @@ impl Raw {
         let mut wrong = Wrong(Vec::new());
         let listen_text = self.listen.unwrap_or_else(|| "127.0.0.1:8470".to_owned());
         let listen = listen_text.parse::<SocketAddr>();
-        let listen = listen.map_err(|_| wrong.add("listen", format!("`{listen_text}` is no address like 127.0.0.1:8470"))).ok();
+        let listen =
+            listen.map_err(|_| wrong.add("listen", format!("`{listen_text}` is no address like 127.0.0.1:8470"))).ok();
         if let Some(listen) = listen
             && self.keys_file.is_none()
             && !listen.ip().is_loopback()
@@ -300,9 +311,13 @@ impl Raw {
         let tenants = tenants.collect();
         let local_queue = wrong.at_least_one("local.queue", self.local.queue.map(|n| n as u64), 64);
         let local_sequences = wrong.at_least_one("local.sequences", self.local.sequences.map(|n| n as u64), 8);
-        let max_prompt_bytes = wrong.at_least_one("limits.max_prompt_bytes", self.limits.max_prompt_bytes.map(|n| n as u64), 4 << 20);
-        let max_concurrent =
-            wrong.at_least_one("limits.max_concurrent_requests", self.limits.max_concurrent_requests.map(|n| n as u64), 1024);
+        let max_prompt_bytes =
+            wrong.at_least_one("limits.max_prompt_bytes", self.limits.max_prompt_bytes.map(|n| n as u64), 4 << 20);
+        let max_concurrent = wrong.at_least_one(
+            "limits.max_concurrent_requests",
+            self.limits.max_concurrent_requests.map(|n| n as u64),
+            1024,
+        );
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let (Some(listen), true) = (listen, wrong.0.is_empty()) else { return Err(SettingsError::Wrong(wrong.0)) };
         Ok(Settings {
@@ -369,7 +384,7 @@ impl RawTarget {
                 idle: wrong.seconds(&key("idle_seconds"), self.idle_seconds, usual.idle),
                 total: wrong.seconds(&key("total_seconds"), self.total_seconds, usual.total),
             },
-            max_retries: self.max_retries.unwrap_or(2),
+            max_retries: self.max_retries.unwrap_or(MAX_RETRIES),
             stream: self.stream.unwrap_or(true),
         }
     }
@@ -411,7 +426,11 @@ mod tests {
         check("", &[("SLUICE_LISEN", "x")], &["lisen", "SLUICE_LISEN"]);
         check("listen = \"x\"\ndurability = \"never\"", &[], &["listen", "durability"]);
         check("listen = \"0.0.0.0:80\"", &[], &["keys_file", "loopback"]);
-        check("[targets.a]\nbase_url = \"ftp://x\"\napi_key_env = \"NONE\"", &[], &["targets.a.base_url", "NONE is not set"]);
+        check(
+            "[targets.a]\nbase_url = \"ftp://x\"\napi_key_env = \"NONE\"",
+            &[],
+            &["targets.a.base_url", "NONE is not set"],
+        );
         check("[tenants.a]\ndaily = \"ten\"", &[], &["tenants.a.daily", "25 USD"]);
         check("[local]\nqueue = 0", &[], &["local.queue"]);
     }

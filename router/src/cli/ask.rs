@@ -137,7 +137,8 @@ async fn stream(arguments: AskArguments, out: &mut dyn Write) -> anyhow::Result<
     let mut client = arguments.connection.open().await?;
     let mut request = tonic::Request::new(v1::StreamCompleteRequest { ask: Some(ask) });
     if let Some(seconds) = arguments.deadline {
-        let deadline = std::time::Duration::try_from_secs_f64(seconds).context("--deadline should be a positive number")?;
+        let deadline =
+            std::time::Duration::try_from_secs_f64(seconds).context("--deadline should be a positive number")?;
         request.set_timeout(deadline);
     }
     let mut events = client.gateway.stream_complete(request).await.map_err(|status| describe(&status))?.into_inner();

@@ -82,7 +82,11 @@ fn print_decision(out: &mut dyn Write, decision: &v1::Decision) -> anyhow::Resul
     if !decision.rule.is_empty() {
         writeln!(out, "rule         {}", decision.rule)?;
     }
-    writeln!(out, "scorer       {}", if decision.scorer_version.is_empty() { "none" } else { &decision.scorer_version })?;
+    writeln!(
+        out,
+        "scorer       {}",
+        if decision.scorer_version.is_empty() { "none" } else { &decision.scorer_version }
+    )?;
     writeln!(out, "propensity   {}{}", decision.propensity, if decision.explored { " (explored)" } else { "" })?;
     for (index, feature) in reason.strongest.iter().enumerate() {
         writeln!(out, "{:<12} {feature}", if index == 0 { "strongest" } else { "" })?;

@@ -95,7 +95,12 @@ pub fn summary_row(row: &v1::SummaryRow) -> Vec<String> {
     ]
 }
 
-async fn summary(client: &mut Client, arguments: &UsageArguments, from: i64, out: &mut dyn Write) -> anyhow::Result<()> {
+async fn summary(
+    client: &mut Client,
+    arguments: &UsageArguments,
+    from: i64,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let group_by = match arguments.by {
         Group::None => v1::GroupBy::Unspecified,
         Group::Tenant => v1::GroupBy::Tenant,

@@ -215,7 +215,8 @@ fn read_key(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option
     let policies = policies.filter(|names: &Vec<String>| !names.iter().any(|name| name == "*"));
     let default_policy = section.text("default_policy", problems).map(|(name, _)| name);
     let words = ["auto", "local-only", "prefer-local", "prefer-remote", "remote-only"];
-    let placement_floor = section.word("placement_floor", &words, problems).and_then(Placement::parse).unwrap_or_default();
+    let placement_floor =
+        section.word("placement_floor", &words, problems).and_then(Placement::parse).unwrap_or_default();
     let mut labels = Labels::new();
     if let Some(mut table) = section.section("labels", problems) {
         for (key, span, value) in table.take_all() {

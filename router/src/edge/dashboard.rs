@@ -2,8 +2,8 @@
 
 use super::auth::Caller;
 use super::grpc::{Services, wire};
-use crate::ledger::{Attempt, EntryFilter, GroupBy, LedgerError, Story, SummaryQuery};
 use crate::domain::{Candidate, Decision, RequestId, Score, TenantId};
+use crate::ledger::{Attempt, EntryFilter, GroupBy, LedgerError, Story, SummaryQuery};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,8 +21,7 @@ use std::time::Duration;
 struct Assets;
 
 /// Nothing but our own files, and no inline code.
-const CONTENT_SECURITY_POLICY: &str =
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'";
 
 /// Routes of the page.
@@ -38,7 +37,9 @@ pub fn routes(services: Services) -> Router {
 }
 
 fn asset(name: &str) -> Response {
-    let Some(file) = Assets::get(name) else { return (StatusCode::NOT_FOUND, "there is no such page\n").into_response() };
+    let Some(file) = Assets::get(name) else {
+        return (StatusCode::NOT_FOUND, "there is no such page\n").into_response();
+    };
     let kind = match name.rsplit('.').next() {
         Some("html") => "text/html; charset=utf-8",
         Some("js") => "text/javascript; charset=utf-8",
@@ -83,7 +84,11 @@ fn number<T: std::str::FromStr>(query: &HashMap<String, String>, key: &str, othe
     query.get(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
-async fn summary(State(services): State<Services>, headers: HeaderMap, Query(query): Query<HashMap<String, String>>) -> Response {
+async fn summary(
+    State(services): State<Services>,
+    headers: HeaderMap,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
     let tenant = match scope(&services, &headers) {
         Ok((_, tenant)) => tenant,
         Err(response) => return *response,
@@ -150,10 +155,15 @@ async fn summary(State(services): State<Services>, headers: HeaderMap, Query(que
             })
         })
         .collect();
-    Json(json!({ "from_ms": start, "to_ms": end, "bucket_ms": width, "rows": rows, "budgets": budgets })).into_response()
+    Json(json!({ "from_ms": start, "to_ms": end, "bucket_ms": width, "rows": rows, "budgets": budgets }))
+        .into_response()
 }
 
-async fn entries(State(services): State<Services>, headers: HeaderMap, Query(query): Query<HashMap<String, String>>) -> Response {
+async fn entries(
+    State(services): State<Services>,
+    headers: HeaderMap,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
     let tenant = match scope(&services, &headers) {
         Ok((_, tenant)) => tenant,
         Err(response) => return *response,

@@ -123,7 +123,9 @@ impl v1::gateway_service_server::GatewayService for Services {
                     certificate: String::new(),
                 }))
             }
-            None => Err(status::invalid(vec![("subject".to_owned(), "is missing: set `ask` or `entry_id`".to_owned())])),
+            None => {
+                Err(status::invalid(vec![("subject".to_owned(), "is missing: set `ask` or `entry_id`".to_owned())]))
+            }
         }
     }
 

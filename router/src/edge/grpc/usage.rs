@@ -23,7 +23,10 @@ fn timestamp(field: &str, milliseconds: i64) -> Result<Timestamp, Status> {
 
 #[tonic::async_trait]
 impl v1::usage_service_server::UsageService for Services {
-    async fn summarize(&self, call: tonic::Request<v1::SummarizeRequest>) -> Result<Response<v1::SummarizeResponse>, Status> {
+    async fn summarize(
+        &self,
+        call: tonic::Request<v1::SummarizeRequest>,
+    ) -> Result<Response<v1::SummarizeResponse>, Status> {
         let caller = self.any_caller(call.metadata())?;
         let message = call.into_inner();
         let scope = caller.usage_scope(&message.tenant).map_err(status::denied)?;

@@ -94,7 +94,9 @@ pub fn decision(decision: &Decision, constraints: Option<&Constraints>) -> v1::D
         propensity: decision.propensity,
         explored: decision.explored,
         rule: constraints.and_then(|constraints| constraints.rule.clone()).unwrap_or_default(),
-        placement: constraints.map_or(v1::Placement::Unspecified, |constraints| placement(constraints.placement)).into(),
+        placement: constraints
+            .map_or(v1::Placement::Unspecified, |constraints| placement(constraints.placement))
+            .into(),
         placement_by: constraints.map(|constraints| constraints.placement_by.clone()).unwrap_or_default(),
     }
 }
@@ -156,10 +158,8 @@ pub fn feedback_source(source: ledger::FeedbackSource) -> v1::FeedbackSource {
 /// An entry with attempts and feedback.
 pub fn entry(story: &Story) -> v1::Entry {
     let entry = &story.entry;
-    let feedback = |given: &ledger::Feedback| v1::Feedback {
-        source: feedback_source(given.source).into(),
-        value: given.value,
-    };
+    let feedback =
+        |given: &ledger::Feedback| v1::Feedback { source: feedback_source(given.source).into(), value: given.value };
     v1::Entry {
         id: entry.id.to_string(),
         tenant: entry.tenant.to_string(),

@@ -1,0 +1,293 @@
+//! The only place that names implementations: builds the gateway from settings, runs it, drains it.
+
+use crate::backend::Backend;
+use crate::backend::local::LocalBackend;
+use crate::backend::remote::{RemoteBackend, RemoteConfig};
+use crate::backend::resilience::RetryPolicy;
+use crate::budget::{BudgetLimits, Budgets};
+use crate::cache::ExactCache;
+use crate::catalog::{Catalog, Model, Place};
+use crate::domain::ModelId;
+use crate::edge::auth::Keys;
+use crate::edge::grpc::Services;
+use crate::edge::{dashboard, http};
+use crate::gateway::{Gateway, Parts};
+use crate::ledger::{Ledger, LedgerOptions, Recovery};
+use crate::policy::Registry;
+use crate::score::{PairScorer, Scorers};
+use crate::settings::{Settings, TlsFiles};
+use crate::telemetry::Telemetry;
+use anyhow::Context as _;
+use local_worker::{Health, ModelSource, Worker, WorkerConfig};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How often gauges are brought up to date.
+const GAUGES_EVERY: Duration = Duration::from_secs(2);
+/// How long exporters may take to send what is left.
+const LAST_EXPORT: Duration = Duration::from_secs(3);
+
+/// A gateway that listens.
+pub struct App {
+    address: SocketAddr,
+    tls: bool,
+    services: Services,
+    workers: Vec<(ModelId, Worker)>,
+    recovery: Recovery,
+    telemetry: Arc<Telemetry>,
+    grace: Duration,
+    /// Fired: no new request is taken.
+    stopping: CancellationToken,
+    /// Fired last: the ledger's writer flushes.
+    closing: CancellationToken,
+    requests: TaskTracker,
+    background: TaskTracker,
+}
+
+impl App {
+    /// Builds everything and starts to listen. Must run inside a runtime.
+    ///
+    /// # Errors
+    /// Anything that keeps it from serving, by name: settings, policies, models, ledger, address.
+    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let telemetry = Arc::new(Telemetry::start(&settings.telemetry)?);
+        let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
+        let (requests, background) = (TaskTracker::new(), TaskTracker::new());
+        let keys = Arc::new(Keys::load(settings.keys_file.clone())?);
+        let tls = settings.tls.as_ref().map(acceptor).transpose()?;
+        let scorers = Arc::new(scorers(&settings)?);
+        let registry = Registry::load(settings.policies_dir.clone(), &settings.default_policy, Arc::clone(&scorers));
+        let registry = Arc::new(registry.context("policies can't be used")?);
+        // Before anything slow: an address that is taken should be said at once.
+        let listener = TcpListener::bind(settings.listen).await;
+        let listener =
+            listener.with_context(|| format!("can't listen on {}; is another process there?", settings.listen))?;
+        let address = listener.local_addr()?;
+        let options = LedgerOptions { sync_each: settings.sync_each, ..LedgerOptions::default() };
+        let opened = Ledger::open(&settings.data_dir, options, &background, closing.clone()).await;
+        let (ledger, recovery) = opened.context("the ledger can't be opened")?;
+        let budgets = Arc::new(Budgets::default());
+        for (tenant, at, amount) in &recovery.spent {
+            budgets.add_spent(tenant, *at, *amount);
+        }
+        let snapshot = registry.snapshot();
+        let used: BTreeSet<ModelId> =
+            snapshot.policies().flat_map(|policy| policy.small.iter().chain(&policy.large).cloned()).collect();
+        let (backends, workers) = backends(&settings, snapshot.catalog(), &used)?;
+        let metrics = telemetry.metrics();
+        let max_attempts = settings.targets.values().map(|target| target.max_retries).max().unwrap_or(2) + 1;
+        let gateway = Gateway::new(Parts {
+            registry: Arc::clone(&registry),
+            backends,
+            scorers,
+            cache: ExactCache::new(settings.cache_bytes),
+            budgets: Arc::clone(&budgets),
+            tenant_limits: settings.tenants.clone(),
+            default_limits: BudgetLimits::default(),
+            ledger: Arc::clone(&ledger),
+            metrics: metrics.clone(),
+            retry: RetryPolicy { max_attempts, ..RetryPolicy::default() },
+            max_concurrent: settings.max_concurrent,
+            tracker: requests.clone(),
+            stopping: stopping.clone(),
+        });
+        let max_prompt_bytes = settings.max_prompt_bytes;
+        let services = Services {
+            gateway,
+            ledger,
+            registry: Arc::clone(&registry),
+            budgets,
+            keys: Arc::clone(&keys),
+            max_prompt_bytes,
+        };
+        let render = Arc::clone(&telemetry);
+        let plain =
+            http::routes(Arc::clone(&keys), Arc::new(move || render.render()), dashboard::routes(services.clone()));
+        let routes = services.routes().await?.into_axum_router().merge(plain);
+        background.spawn(Arc::clone(&registry).watch(settings.reload_interval, stopping.clone()));
+        background.spawn(watch_keys(keys, settings.reload_interval, stopping.clone()));
+        background.spawn(watch_gauges(services.clone(), metrics, workers.clone(), stopping.clone()));
+        let stop = stopping.clone().cancelled_owned();
+        let serving = http::serve(listener, routes, tls.clone(), requests.clone(), stop, settings.shutdown_grace);
+        background.spawn(serving);
+        Ok(Self {
+            address,
+            tls: tls.is_some(),
+            services,
+            workers,
+            recovery,
+            telemetry,
+            grace: settings.shutdown_grace,
+            stopping,
+            closing,
+            requests,
+            background,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address as a URL.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.address)
+    }
+
+    /// What was found and mended at the start.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// The models in this process.
+    pub fn workers(&self) -> &[(ModelId, Worker)] {
+        &self.workers
+    }
+
+    /// What the services are built of: for tests and benches in this process.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Stops taking requests, lets those under way finish, flushes the ledger, joins the model threads.
+    pub async fn shutdown(self) {
+        self.stopping.cancel();
+        self.requests.close();
+        if tokio::time::timeout(self.grace, self.requests.wait()).await.is_err() {
+            tracing::warn!("requests were still under way at the end of `shutdown_grace`; the next start books them");
+        }
+        self.closing.cancel();
+        self.background.close();
+        if tokio::time::timeout(self.grace.max(Duration::from_secs(5)), self.background.wait()).await.is_err() {
+            tracing::error!("the ledger was not flushed in time; the journal keeps the rest for the next start");
+        }
+        let (workers, grace) = (self.workers, self.grace);
+        let joined =
+            tokio::task::spawn_blocking(move || workers.iter().all(|(_, worker)| worker.shutdown(grace))).await;
+        if !joined.unwrap_or(false) {
+            tracing::warn!("a model thread did not stop in time");
+        }
+        if let Some(telemetry) = Arc::into_inner(self.telemetry) {
+            telemetry.shutdown(LAST_EXPORT).await;
+        }
+    }
+}
+
+fn scorers(settings: &Settings) -> anyhow::Result<Scorers> {
+    let scorer = match &settings.scorer_file {
+        Some(file) => Some(PairScorer::read(file)?),
+        None => PairScorer::bundled()?,
+    };
+    Ok(Scorers::new(scorer))
+}
+
+type Backends = (HashMap<ModelId, Arc<dyn Backend>>, Vec<(ModelId, Worker)>);
+
+/// Backends for the models that policies use. A remote one without a target is left out: decisions say so.
+fn backends(settings: &Settings, catalog: &Catalog, used: &BTreeSet<ModelId>) -> anyhow::Result<Backends> {
+    let mut backends: HashMap<ModelId, Arc<dyn Backend>> = HashMap::new();
+    let mut workers = Vec::new();
+    for model in used.iter().filter_map(|id| catalog.get(id)) {
+        match &model.place {
+            Place::Bundled => workers.push((model, ModelSource::Bundled)),
+            Place::File(path) => workers.push((model, ModelSource::Path(path.clone()))),
+            Place::Remote { target, upstream } => match settings.targets.get(target) {
+                Some(found) => {
+                    let mut config = RemoteConfig::new(model.id.clone(), upstream.clone(), found.base_url.clone());
+                    config.key = found.key.clone();
+                    config.stream = found.stream;
+                    config.timeouts = found.timeouts;
+                    let backend = RemoteBackend::new(config).with_context(|| format!("target `{target}`"))?;
+                    backends.insert(model.id.clone(), Arc::new(backend));
+                }
+                None => {
+                    tracing::warn!(model = %model.id, "no target `{target}` in the settings: the model can't be called")
+                }
+            },
+        }
+    }
+    let workers = workers.into_iter().map(|(model, source)| start_worker(settings, model, source));
+    let workers = workers.collect::<anyhow::Result<Vec<_>>>()?;
+    for (id, worker) in &workers {
+        let backend = LocalBackend::new(id.clone(), worker.clone(), settings.local_queue);
+        backends.insert(id.clone(), Arc::new(backend));
+    }
+    Ok((backends, workers))
+}
+
+fn start_worker(settings: &Settings, model: &Model, source: ModelSource) -> anyhow::Result<(ModelId, Worker)> {
+    let config = WorkerConfig {
+        queue_capacity: settings.local_queue,
+        max_sequences: settings.local_sequences,
+        context_limit: usize::try_from(model.context).ok(),
+        ..WorkerConfig::default()
+    };
+    let worker = Worker::start(model.id.as_str(), source, config).with_context(|| format!("model `{}`", model.id))?;
+    Ok((model.id.clone(), worker))
+}
+
+fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
+    let named = |path: &std::path::Path| format!("tls: {}", path.display());
+    let chain = CertificateDer::pem_file_iter(&files.certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = chain.with_context(|| named(&files.certificate))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).with_context(|| named(&files.key))?;
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+    let mut config =
+        config.with_context(|| format!("tls: {} and {}", files.certificate.display(), files.key.display()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn watch_keys(keys: Arc<Keys>, interval: Duration, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+        match keys.reload() {
+            Ok(true) => tracing::info!("new keys are in force"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the keys file has problems; the old keys stay in force"),
+        }
+    }
+}
+
+async fn watch_gauges(
+    services: Services,
+    metrics: crate::telemetry::Metrics,
+    workers: Vec<(ModelId, Worker)>,
+    stop: CancellationToken,
+) {
+    loop {
+        metrics.ledger_backlog(services.ledger.backlog_bytes());
+        for (id, worker) in &workers {
+            let load = worker.load();
+            let up = worker.health() == Health::Ready;
+            metrics.local_model(id.as_str(), up, load.waiting as u64, load.running as u64);
+        }
+        for (id, up) in services.gateway.remote_availability() {
+            metrics.remote_model(id.as_str(), up);
+        }
+        metrics.policies(services.registry.failure().is_some());
+        for policy in services.registry.snapshot().policies() {
+            let name = &policy.reference.name;
+            metrics.policy_certified(name, policy.threshold().is_some());
+            for (rule, restricting, other) in policy.rule_errors() {
+                metrics.rule_errors(name, rule, restricting + other);
+            }
+        }
+        for tenant in services.budgets.tenants() {
+            for (window, share) in services.gateway.budget_use(&tenant) {
+                metrics.budget_used(tenant.as_str(), window, share);
+            }
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(GAUGES_EVERY)).await.is_none() {
+            return;
+        }
+    }
+}

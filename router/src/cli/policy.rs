@@ -1,0 +1,84 @@
+//! `sluice policy`: check policy files as `serve` would.
+
+use crate::catalog::Catalog;
+use crate::policy::Policy;
+use crate::toml_file::Problem;
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What to do with policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyVerb {
+    /// Report every problem of policy files, their embedded tests included.
+    Check(CheckArguments),
+}
+
+/// Arguments of `policy check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Policy files; a `models.toml` beside one is its catalog.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Catalog file.
+    #[arg(long, value_name = "FILE")]
+    pub catalog: Option<PathBuf>,
+}
+
+/// Runs `policy`.
+pub fn run(verb: &PolicyVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let PolicyVerb::Check(arguments) = verb;
+    let mut code = ExitCode::SUCCESS;
+    for file in &arguments.files {
+        let text = read(file)?;
+        let catalog_file = arguments.catalog.clone().unwrap_or_else(|| file.with_file_name("models.toml"));
+        let catalog_text = match arguments.catalog.is_none() && !catalog_file.exists() {
+            true => include_str!("../../../policies/models.toml").to_owned(),
+            false => read(&catalog_file)?,
+        };
+        let checked = match Catalog::parse(&catalog_file.display().to_string(), &catalog_text) {
+            Ok(catalog) => Policy::parse(&file.display().to_string(), &text, &catalog).map_err(|found| (text, found)),
+            Err(found) => Err((catalog_text, found)),
+        };
+        match checked {
+            Ok(policy) => {
+                writeln!(out, "{}: good ({}@{})", file.display(), policy.reference.name, policy.reference.hash)?
+            }
+            Err((text, problems)) => {
+                print_problems(&text, &problems, out)?;
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))
+}
+
+/// Shows problems with the lines they are about.
+pub fn print_problems(text: &str, problems: &[Problem], out: &mut dyn Write) -> std::io::Result<()> {
+    let renderer = Renderer::plain();
+    for problem in problems {
+        let start: usize = text.split_inclusive('\n').take(problem.line - 1).map(str::len).sum();
+        let line = text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+        let before: usize = line.chars().take(problem.column - 1).map(char::len_utf8).sum();
+        let at = start + before;
+        let end = start + line.len();
+        let title = match problem.key.is_empty() {
+            true => problem.message.clone(),
+            false => format!("`{}`: {}", problem.key, problem.message),
+        };
+        let label = if problem.suggestion.is_empty() { "here" } else { problem.suggestion.as_str() };
+        let snippet = Snippet::source(text).path(&problem.file);
+        let snippet = snippet.annotation(AnnotationKind::Primary.span(at..end.max(at)).label(label));
+        let report = [Group::with_title(Level::ERROR.primary_title(&title)).element(snippet)];
+        writeln!(out, "{}\n", renderer.render(&report))?;
+    }
+    let count = problems.len();
+    writeln!(out, "{count} problem{}", if count == 1 { "" } else { "s" })
+}
