@@ -2,16 +2,19 @@
 
 use super::attempt::estimated_tokens;
 use super::reply::GatewayErrorKind;
+use super::run::RETRY_SOON;
 use super::{Admitted, Gateway};
 use crate::backend::Availability;
 use crate::catalog::Model;
-use crate::domain::{Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, RequestId, Route, Usage};
+use crate::domain::{Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, Placement, RequestId, Route, Usage};
 use crate::policy::{Facts, Refusal};
 use crate::score::PairScorer;
 use std::sync::Arc;
 
 /// Tokens of an answer that costs are expected for where the client gives no smaller limit.
 const EXPECTED_OUTPUT_TOKENS: u32 = 256;
+/// How an exclusion for lack of context begins.
+const CONTEXT: &str = "context of";
 /// Reasons of a score that Explain names.
 const STRONGEST: usize = 6;
 
@@ -51,7 +54,33 @@ impl Gateway {
         self.report_unsupported(admitted, &candidates)?;
         let draw = draw(admitted.request.id, &policy.reference.hash);
         let facts = Facts { candidates, scorer_version, draw };
-        Ok(policy.decide(&facts, &admitted.constraints)?)
+        policy.decide(&facts, &admitted.constraints).map_err(|refusal| self.refusal(admitted, refusal))
+    }
+
+    /// A refusal as the caller sees it: where a model that may serve is only down for now, another try is worth it.
+    fn refusal(&self, admitted: &Admitted, refusal: Refusal) -> GatewayErrorKind {
+        let Refusal::NoCandidate(excluded) = &refusal else { return refusal.into() };
+        for (model, why) in excluded {
+            let availability = self.backends.get(model).map(|backend| backend.availability());
+            if let Some(Availability::Unavailable { why: down, retry_after }) = availability
+                && down == why.0
+            {
+                let retry_after = retry_after.unwrap_or(RETRY_SOON);
+                return GatewayErrorKind::Unavailable { what: refusal.to_string(), retry_after };
+            }
+        }
+        let too_long = excluded.iter().all(|(model, why)| {
+            let remote_barred = admitted.constraints.placement == Placement::LocalOnly;
+            why.0.starts_with(CONTEXT) || (remote_barred && !self.is_local(model))
+        });
+        if too_long {
+            return GatewayErrorKind::PromptTooLong(refusal.to_string());
+        }
+        refusal.into()
+    }
+
+    fn is_local(&self, model: &ModelId) -> bool {
+        self.backends.get(model).is_some_and(|backend| backend.route() == Route::Local)
     }
 
     fn scorer(&self, admitted: &Admitted, small: &ModelId) -> Option<Arc<PairScorer>> {
@@ -95,7 +124,7 @@ impl Gateway {
         // A floor of the true number: even at eight bytes a token the prompt would not fit.
         let least = request.prompt_bytes() as u64 / 8;
         if least > u64::from(model.context) {
-            return Some(format!("context {} is smaller than the prompt", model.context));
+            return Some(format!("{CONTEXT} {} is smaller than the prompt", model.context));
         }
         match backend.availability() {
             Availability::Ready => None,

@@ -136,9 +136,19 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).always = faults;
     }
 
-    /// The faults of the request that arrives now: of the markers in its model's name, else scripted, else the standing ones.
-    /// A marker that can't be read is given back as an error.
-    pub(super) fn take(&self, model: &str) -> Result<Vec<Fault>, String> {
+    /// The faults of the request that arrives now: of the markers in its model's name or, as `{{sim:cut-3}}`, in its last
+    /// message, else scripted, else the standing ones. A marker that can't be read is given back as an error.
+    pub(super) fn take(&self, model: &str, question: &str) -> Result<Vec<Fault>, String> {
+        let asked: Vec<&str> = question
+            .split("{{sim:")
+            .skip(1)
+            .filter_map(|rest| rest.split_once("}}"))
+            .map(|(marker, _)| marker)
+            .collect();
+        if !asked.is_empty() {
+            let parse = |marker: &str| Fault::parse(marker).ok_or_else(|| marker.to_owned());
+            return asked.into_iter().map(parse).collect();
+        }
         let mut markers = model.split('!').skip(1).peekable();
         if markers.peek().is_some() {
             return markers.map(|marker| Fault::parse(marker).ok_or_else(|| marker.to_owned())).collect();
@@ -171,9 +181,10 @@ mod tests {
         let faults = Faults::default();
         faults.script(vec![Fault::Hang]);
         faults.always(vec![Fault::NoDone]);
-        assert_eq!(faults.take("m!html"), Ok(vec![Fault::HtmlPage]));
-        assert_eq!(faults.take("m!htm"), Err("htm".to_owned()));
-        assert_eq!(faults.take("m"), Ok(vec![Fault::Hang]));
-        assert_eq!(faults.take("m"), Ok(vec![Fault::NoDone]));
+        assert_eq!(faults.take("m!html", ""), Ok(vec![Fault::HtmlPage]));
+        assert_eq!(faults.take("m", "be {{sim:cut-2}}{{sim:no-done}}"), Ok(vec![Fault::CutAfter(2), Fault::NoDone]));
+        assert_eq!(faults.take("m!htm", ""), Err("htm".to_owned()));
+        assert_eq!(faults.take("m", ""), Ok(vec![Fault::Hang]));
+        assert_eq!(faults.take("m", ""), Ok(vec![Fault::NoDone]));
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn chat_completions(State(shared): State<Arc<Shared>>, headers:
         Ok(ask) => ask,
         Err(_) => return refuse(&account, StatusCode::BAD_REQUEST, None, "invalid_request_error", "invalid_body"),
     };
-    let Ok(faults) = shared.faults.take(&ask.model) else {
+    let Ok(faults) = shared.faults.take(&ask.model, &ask.question()) else {
         return refuse(&account, StatusCode::NOT_FOUND, None, "invalid_request_error", "model_not_found");
     };
     for fault in &faults {

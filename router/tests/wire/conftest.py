@@ -23,7 +23,7 @@ class Process:
 
     def __init__(self, arguments, pattern, folder, name):
         self.log = folder / f"{name}.log"
-        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "SLUICE_TEST_UPSTREAM_KEY": "sim-key"}
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "UPSTREAM_TEST_KEY": "sim-key"}
         with open(self.log, "wb") as log:
             self.child = subprocess.Popen([BINARY, *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
         give_up = time.monotonic() + STARTS_WITHIN
@@ -94,7 +94,7 @@ keys_file = "{folder / 'keys.toml'}"
 
 [targets.openai]
 base_url = "{self.upstream.address}"
-api_key_env = "SLUICE_TEST_UPSTREAM_KEY"
+api_key_env = "UPSTREAM_TEST_KEY"
 max_retries = 1
 
 [tenants.poor]

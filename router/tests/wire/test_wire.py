@@ -191,24 +191,6 @@ def test_budget_exhausted(gateway):
     assert found["sluice.v1.FailureReport"].cost.nano_usd == 0
 
 
-def test_remote_down(gateway):
-    request = gateway_pb2.CompleteRequest(ask=remote("fail {{sim:status-503}} now"))
-    error = refused(gateway.stub.Complete, request, metadata=gateway.auth())
-    assert error.code() == grpc.StatusCode.UNAVAILABLE
-    assert "google.rpc.RetryInfo" in details(error)
-
-
-def test_cut_after_the_first_byte(gateway):
-    request = gateway_pb2.StreamCompleteRequest(ask=remote("cut {{sim:cut-3}} me off in the middle of it"))
-    seen = []
-    with pytest.raises(grpc.RpcError) as caught:
-        for event in gateway.stub.StreamComplete(request, metadata=gateway.auth()):
-            seen.append(event.WhichOneof("event"))
-    assert caught.value.code() == grpc.StatusCode.ABORTED
-    assert "delta" in seen and "finished" not in seen
-    assert details(caught.value)["sluice.v1.FailureReport"].request_id
-
-
 def test_keys(gateway):
     request = gateway_pb2.CompleteRequest(ask=ask("x"))
     for metadata in ([], [("authorization", "Bearer wrong")]):
@@ -324,3 +306,33 @@ def test_many_at_once(gateway):
     for thread in threads:
         thread.join()
     assert len(set(results)) == 32
+
+
+def test_cut_after_the_first_byte(gateway):
+    request = gateway_pb2.StreamCompleteRequest(ask=remote("cut {{sim:cut-3}} me off in the middle of it"))
+    seen = []
+    with pytest.raises(grpc.RpcError) as caught:
+        for event in gateway.stub.StreamComplete(request, metadata=gateway.auth()):
+            seen.append(event.WhichOneof("event"))
+    assert caught.value.code() == grpc.StatusCode.ABORTED
+    assert "delta" in seen and "finished" not in seen
+    assert details(caught.value)["sluice.v1.FailureReport"].request_id
+
+
+def test_remote_down(gateway):
+    request = gateway_pb2.CompleteRequest(ask=remote("fail {{sim:status-503}} now"))
+    error = refused(gateway.stub.Complete, request, metadata=gateway.auth())
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert "google.rpc.RetryInfo" in details(error)
+
+
+def test_zz_an_open_breaker_is_said_and_can_be_retried(gateway):
+    """Last, because it leaves the breaker of the only target open."""
+    for _ in range(12):
+        request = gateway_pb2.CompleteRequest(ask=remote("fail {{sim:status-503}} again"))
+        error = refused(gateway.stub.Complete, request, metadata=gateway.auth())
+        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        assert "google.rpc.RetryInfo" in details(error)
+        if "breaker" in error.details():
+            return
+    pytest.fail("the breaker never opened")
