@@ -328,7 +328,7 @@ def test_remote_down(gateway):
 
 def test_zz_an_open_breaker_is_said_and_can_be_retried(gateway):
     """Last, because it leaves the breaker of the only target open."""
-    for _ in range(12):
+    for _ in range(80):
         request = gateway_pb2.CompleteRequest(ask=remote("fail {{sim:status-503}} again"))
         error = refused(gateway.stub.Complete, request, metadata=gateway.auth())
         assert error.code() == grpc.StatusCode.UNAVAILABLE
