@@ -214,4 +214,21 @@ mod tests {
         assert_eq!(certificate.check(&Policy::hash(policy), scorer.version()), Ok(()));
         assert!((0.4..0.6).contains(&certificate.local_share), "{certificate:?}");
     }
+
+    #[test]
+    fn shipped_certificates_speak_for_the_shipped_policies_and_scorer() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
+        let scorer = PairScorer::bundled().unwrap().unwrap();
+        let mut found = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let file = entry.unwrap().path();
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            let Some(name) = name.strip_suffix(".solved.toml") else { continue };
+            let certificate = Certificate::parse(&read(&file).unwrap()).unwrap();
+            let policy = read(&folder.join(format!("{name}.toml"))).unwrap();
+            assert_eq!(certificate.check(&Policy::hash(&policy), scorer.version()), Ok(()), "{name}");
+            found += 1;
+        }
+        assert_eq!(found, 3);
+    }
 }
