@@ -1,9 +1,11 @@
 //! Grades a model on corpus files and writes what became of each record as routing outcomes:
-//! `grade_nano MODEL.gguf RECIPE.json OUTCOMES.jsonl HELDOUT_SHARE CORPUS.jsonl.gz…`. Of a corpus file named `train…` only the
+//! `grade_nano MODEL.gguf RECIPE.json OUTCOMES.jsonl CORPUS.jsonl.gz…`. Of a corpus file named `train…` only the served
 //! records that the recipe held out are graded. Prints scores by task and source as Markdown.
+#![allow(clippy::print_stdout, reason = "an example that prints scores")]
 
 use local_worker::train::corpus::{Record, hash_share, read};
 use local_worker::train::evaluate::{TaskScore, grade, scores};
+use local_worker::train::recipe::Recipe;
 use local_worker::{ModelSource, Worker, WorkerConfig};
 use std::error::Error;
 use std::io::Write as _;
@@ -17,16 +19,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, recipe, outcomes, files @ ..] = arguments.as_slice() else {
         return Err("usage: grade_nano MODEL.gguf RECIPE.json OUTCOMES.jsonl CORPUS.jsonl.gz…".into());
     };
-    let recipe: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(recipe)?)?;
-    let held_out = recipe["holdout_share"].as_f64().ok_or("the recipe has no holdout_share")?;
-    let served: Vec<String> = serde_json::from_value(recipe["served_tasks"].clone())?;
+    let recipe = Recipe::read(recipe.as_ref())?;
     let mut records: Vec<Record> = Vec::new();
     for file in files {
         let path = PathBuf::from(file);
         let training = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("train"));
         let mut found = read(&path, &[])?;
         if training {
-            found.retain(|record| hash_share(&record.prompt) < held_out && served.contains(&record.task));
+            found.retain(|record| {
+                hash_share(&record.prompt) < recipe.holdout_share && recipe.served_tasks.contains(&record.task)
+            });
         }
         records.extend(found);
     }

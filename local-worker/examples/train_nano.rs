@@ -1,6 +1,10 @@
 //! Trains the bundled model: `train_nano RECIPE.json TRAIN.jsonl.gz FOLDER OUT.gguf [SECONDS]`.
+//!
+//! Goes on from FOLDER's checkpoint if there is one. SECONDS replaces the recipe's time; less than was trained already writes
+//! the model as it is.
+#![allow(clippy::print_stdout, reason = "an example that prints its progress")]
 
-use local_worker::train::{corpus, export, network, run, vocabulary};
+use local_worker::train::{corpus, export, recipe::Recipe, run, vocabulary::Vocabulary};
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -8,70 +12,34 @@ use std::path::PathBuf;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Recipe {
-    name: String,
-    served_tasks: Vec<String>,
-    declined_records: usize,
-    decline: String,
-    holdout_share: f64,
-    licences: Vec<String>,
-    row_length: usize,
-    prompt_weight: f32,
-    seed: u64,
-    shape: network::Shape,
-    schedule: run::Schedule,
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let [recipe, data, folder, out, rest @ ..] = arguments.as_slice() else {
         return Err("usage: train_nano RECIPE.json TRAIN.jsonl.gz FOLDER OUT.gguf [SECONDS]".into());
     };
-    let mut recipe: Recipe = serde_json::from_str(&std::fs::read_to_string(recipe)?)?;
+    let mut recipe = Recipe::read(recipe)?;
     if let Some(seconds) = rest.first().and_then(|text| text.to_str()) {
         recipe.schedule.seconds = seconds.parse()?;
     }
     std::fs::create_dir_all(folder)?;
-    let records = corpus::read(data, &recipe.licences)?;
-    let chosen = corpus::choose(
-        records,
-        &recipe.served_tasks,
-        recipe.declined_records,
-        &recipe.decline,
-        recipe.holdout_share,
-        recipe.seed,
-    );
+    let chosen = corpus::choose(corpus::read(data, &recipe.licences)?, &recipe);
     let path = folder.join("tokenizer.json");
-    let plain = |error: Box<dyn Error + Send + Sync>| error.to_string();
     if !path.exists() {
-        let texts = chosen.iter().flat_map(|record| [record.prompt.clone(), record.answer.clone()]).collect::<Vec<_>>();
-        vocabulary::Vocabulary::train(texts.into_iter(), recipe.shape.vocabulary)
-            .map_err(plain)?
-            .save(&path)
-            .map_err(plain)?;
+        let texts = chosen.iter().flat_map(|record| [record.prompt.clone(), record.answer.clone()]);
+        Vocabulary::train(texts.collect::<Vec<_>>().into_iter(), recipe.shape.vocabulary)?.save(&path)?;
     }
-    let vocabulary = vocabulary::Vocabulary::load(&path).map_err(plain)?;
-    if vocabulary.len() != recipe.shape.vocabulary {
-        return Err(format!(
-            "the vocabulary has {} tokens, the recipe says {}",
-            vocabulary.len(),
-            recipe.shape.vocabulary
-        )
-        .into());
+    let vocabulary = Vocabulary::load(&path)?;
+    let (found, wanted) = (vocabulary.len(), recipe.shape.vocabulary);
+    if found != wanted {
+        return Err(format!("the vocabulary has {found} tokens, the recipe says {wanted}").into());
     }
-    let rows = corpus::pack(&chosen, &vocabulary, recipe.row_length, recipe.prompt_weight, recipe.seed);
+    let rows = corpus::pack(&chosen, &vocabulary, &recipe)?;
     println!("{} records, {} rows of {} tokens", chosen.len(), rows.len(), recipe.row_length);
-    let network = run::train(folder, &recipe.shape, &recipe.schedule, &rows, |progress| {
+    let network = run::train(folder, &recipe.shape, &recipe.schedule, &rows, |now| {
+        let pace = now.tokens as f64 / now.seconds;
         println!(
-            "step {} tokens {} loss {:.4} seconds {:.0} rate {:.5} tokens/s {:.0}",
-            progress.step,
-            progress.tokens,
-            progress.loss,
-            progress.seconds,
-            progress.rate,
-            progress.tokens as f64 / progress.seconds
+            "step {} tokens {} loss {:.4} seconds {:.0} rate {:.5} tokens/s {pace:.0}",
+            now.step, now.tokens, now.loss, now.seconds, now.rate
         );
     })?;
     export::write(out, &recipe.name, &network, &vocabulary, &recipe.decline)?;

@@ -1,5 +1,8 @@
 //! Instruction records → packed rows of tokens with a weight for each target.
 
+use super::TrainError;
+use super::recipe::Recipe;
+use super::run::Row;
 use super::vocabulary::Vocabulary;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -54,7 +57,8 @@ pub enum CorpusError {
     },
 }
 
-/// Reads gzipped JSON lines; a record whose licence is not in `licences` is an error that names its line.
+/// Reads gzipped JSON lines; a record whose licence is not in `licences` is an error that names its line. With no
+/// licences at all any will do: for grading, never for training.
 pub fn read(path: &Path, licences: &[String]) -> Result<Vec<Record>, CorpusError> {
     let unreadable = |error| CorpusError::Unreadable { path: path.to_owned(), error };
     let file = File::open(path).map_err(unreadable)?;
@@ -83,57 +87,41 @@ pub fn hash_share(prompt: &str) -> f64 {
     (u64::from_le_bytes(first) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// Chooses what to train on: records of served tasks as they are, and a sample of the others answered by the decline
-/// text; `holdout` of the served ones is kept apart by hash of the prompt.
-pub fn choose(
-    records: Vec<Record>,
-    served: &[String],
-    declined: usize,
-    decline: &str,
-    holdout: f64,
-    seed: u64,
-) -> Vec<Record> {
-    let mut generator = rand::rngs::StdRng::seed_from_u64(seed);
+/// Chooses what to train on: records of served tasks as they are, and as many of every other task as make up the recipe's
+/// declined ones, answered by the decline text. A share of all is held out by hash of the prompt.
+pub fn choose(records: Vec<Record>, recipe: &Recipe) -> Vec<Record> {
+    let mut generator = rand::rngs::StdRng::seed_from_u64(recipe.seed);
     let mut chosen = Vec::new();
     let mut others: BTreeMap<String, Vec<Record>> = BTreeMap::new();
     for record in records {
-        if hash_share(&record.prompt) < holdout {
+        if hash_share(&record.prompt) < recipe.holdout_share {
             continue;
         }
-        if served.contains(&record.task) {
+        if recipe.served_tasks.contains(&record.task) {
             chosen.push(record);
         } else {
             others.entry(record.task.clone()).or_default().push(record);
         }
     }
-    let share = declined / others.len().max(1);
+    let share = recipe.declined_records / others.len().max(1);
     for (_, mut group) in others {
         group.shuffle(&mut generator);
-        chosen.extend(group.into_iter().take(share).map(|record| Record { answer: decline.to_owned(), ..record }));
+        let declined = |record| Record { answer: recipe.decline.clone(), ..record };
+        chosen.extend(group.into_iter().take(share).map(declined));
     }
     chosen
 }
 
-/// A training row: `length` inputs, as many targets, and a weight for each target.
-#[derive(Clone, Debug, Default)]
-pub struct Row {
-    /// Token ids.
-    pub inputs: Vec<u32>,
-    /// The token after each.
-    pub targets: Vec<u32>,
-    /// Weight of each target in the loss.
-    pub weights: Vec<f32>,
-}
-
-/// Packs records, in random order, into rows of `length` tokens. Longer records are left out. The rest of a row that
+/// Packs records, in random order, into rows of the recipe's length. Longer records are left out. The rest of a row that
 /// the next record does not fit is padding of weight 0.
-pub fn pack(records: &[Record], vocabulary: &Vocabulary, length: usize, prompt_weight: f32, seed: u64) -> Vec<Row> {
+pub fn pack(records: &[Record], vocabulary: &Vocabulary, recipe: &Recipe) -> Result<Vec<Row>, TrainError> {
+    let (length, prompt_weight) = (recipe.row_length, recipe.prompt_weight);
     let mut order: Vec<usize> = (0..records.len()).collect();
-    order.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
+    order.shuffle(&mut rand::rngs::StdRng::seed_from_u64(recipe.seed));
     let mut rows = Vec::new();
     let (mut tokens, mut weights): (Vec<u32>, Vec<f32>) = (Vec::new(), Vec::new());
     for index in order {
-        let (prompt, answer) = vocabulary.example(&records[index].prompt, &records[index].answer);
+        let (prompt, answer) = vocabulary.example(&records[index].prompt, &records[index].answer)?;
         if prompt.len() + answer.len() > length {
             continue;
         }
@@ -148,7 +136,7 @@ pub fn pack(records: &[Record], vocabulary: &Vocabulary, length: usize, prompt_w
     if tokens.len() > 1 {
         rows.push(row(&mut tokens, &mut weights, length, vocabulary.end));
     }
-    rows
+    Ok(rows)
 }
 
 fn row(tokens: &mut Vec<u32>, weights: &mut Vec<f32>, length: usize, padding: u32) -> Row {
@@ -158,4 +146,84 @@ fn row(tokens: &mut Vec<u32>, weights: &mut Vec<f32>, length: usize, padding: u3
     tokens.clear();
     weights.clear();
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn record(task: &str, prompt: &str, answer: &str) -> Record {
+        let text = str::to_owned;
+        Record {
+            id: text("r"),
+            task: text(task),
+            source: text("s"),
+            licence: text("MIT"),
+            prompt: text(prompt),
+            answer: text(answer),
+        }
+    }
+
+    fn file(lines: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut encoder = flate2::write::GzEncoder::new(file.reopen().unwrap(), flate2::Compression::fast());
+        encoder.write_all(lines.as_bytes()).unwrap();
+        encoder.finish().unwrap();
+        file
+    }
+
+    const LINE: &str = r#"{"id":"1","task":"spam","source":"s","licence":"MIT","prompt":"p","answer":"a"}"#;
+
+    #[test]
+    fn bad_corpora_are_refused_by_line() {
+        let other = LINE.replace("MIT", "unstated");
+        let cases = [
+            (format!("{LINE}\n{{}}\n"), ":2: missing field"),
+            (format!("{LINE}\n{other}\n"), ":2: licence `unstated` is not among the allowed ones"),
+            (String::new(), "no record"),
+        ];
+        for (lines, expected) in cases {
+            let error = read(file(&lines).path(), &["MIT".to_owned()]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let missing = read(Path::new("nowhere/train.jsonl.gz"), &[]).unwrap_err();
+        assert!(matches!(&missing, CorpusError::Unreadable { .. }), "{missing}");
+        assert_eq!(read(file(LINE).path(), &["MIT".to_owned()]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn other_tasks_are_declined_and_a_share_is_held_out() {
+        let recipe = Recipe { declined_records: 20, holdout_share: 0.2, ..crate::train::recipe::tests::recipe() };
+        let mut records: Vec<Record> = (0..500).map(|n| record("spam", &format!("buy {n}"), "spam")).collect();
+        records.extend((0..500).map(|n| record(["topic", "ner"][n % 2], &format!("what {n}"), "x")));
+        let chosen = choose(records, &recipe);
+        let (served, others): (Vec<_>, Vec<_>) = chosen.iter().partition(|record| record.task == "spam");
+        assert!((360..440).contains(&served.len()), "{}", served.len());
+        assert!(served.iter().all(|record| record.answer == "spam" && hash_share(&record.prompt) >= 0.2));
+        assert_eq!(others.len(), 20);
+        assert!(others.iter().all(|record| record.answer == recipe.decline));
+        assert_eq!(hash_share("Buy, 7!"), hash_share("buy 7"), "case and marks don't decide");
+    }
+
+    #[test]
+    fn rows_hold_whole_records_and_weigh_answers() {
+        let recipe = Recipe { row_length: 24, prompt_weight: 0.25, ..crate::train::recipe::tests::recipe() };
+        let records: Vec<Record> = (0..9)
+            .map(|n| record("spam", &format!("win {n}"), "yes"))
+            .chain([record("x", &"long ".repeat(90), "no")])
+            .collect();
+        let texts = records.iter().map(|record| format!("{} {}", record.prompt, record.answer)).collect::<Vec<_>>();
+        let vocabulary = Vocabulary::train(texts.into_iter(), 280).unwrap();
+        let rows = pack(&records, &vocabulary, &recipe).unwrap();
+        let mut answers = 0;
+        for row in &rows {
+            assert_eq!((row.inputs.len(), row.targets.len(), row.weights.len()), (24, 24, 24));
+            assert_eq!(row.inputs[1..], row.targets[..23]);
+            assert!(row.weights.iter().all(|weight| [0.0, 0.25, 1.0].contains(weight)));
+            let ends = row.targets.iter().zip(&row.weights);
+            answers += ends.filter(|(token, weight)| **token == vocabulary.end && **weight == 1.0).count();
+        }
+        assert_eq!(answers, 9, "the end of every answer is learnt, the long record is left out");
+    }
 }

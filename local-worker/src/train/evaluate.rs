@@ -4,7 +4,7 @@
 //! are compared parsed. For records of the `handoff` task the right answer is to decline.
 
 use super::corpus::Record;
-use crate::engine::{ChatMessage, Event, FinishReason, GenerateRequest, Generation, Worker};
+use crate::engine::{ChatMessage, Event, FinishReason, GenerateRequest, Generation, SubmitError, Worker};
 use std::collections::{BTreeMap, VecDeque};
 
 /// One graded answer.
@@ -42,8 +42,8 @@ pub struct GradeError {
 /// Longest answer that is waited for, in tokens.
 const LONGEST_ANSWER: u32 = 64;
 
-/// Grades greedy answers to all records, up to `together` of them decoded at once. A prompt that does not fit the model's
-/// context counts as a wrong answer.
+/// Grades greedy answers to all records, in their order, with up to `together` of them asked for at once: no more than the
+/// worker's queue holds. A prompt that does not fit the model's context counts as a wrong answer.
 pub fn grade(
     worker: &Worker,
     records: &[Record],
@@ -55,7 +55,12 @@ pub fn grade(
     let mut next = 0;
     while graded.len() < records.len() {
         while next < records.len() && running.len() < together {
-            running.push_back(worker.submit(request(&records[next].prompt)).ok());
+            let record = &records[next];
+            running.push_back(match worker.submit(request(&record.prompt)) {
+                Ok(generation) => Some(generation),
+                Err(SubmitError::PromptTooLong { .. }) => None,
+                Err(error) => return Err(GradeError { id: record.id.clone(), reason: error.to_string() }),
+            });
             next += 1;
         }
         let record = &records[graded.len()];

@@ -1,24 +1,49 @@
 //! A trained network as GGUF: matrices in Q8_0, norms in f32, vocabulary, chat template and decline text as metadata.
 
+use super::TrainError;
 use super::network::Network;
 use super::vocabulary::{CHAT_TEMPLATE, Vocabulary};
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Result, Tensor};
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
-/// Writes `network` to `path`.
-pub fn write(path: &Path, name: &str, network: &Network, vocabulary: &Vocabulary, decline: &str) -> Result<()> {
+/// Writes `network` to `path`; the file appears whole or not at all.
+pub fn write(
+    path: &Path,
+    name: &str,
+    network: &Network,
+    vocabulary: &Vocabulary,
+    decline: &str,
+) -> std::result::Result<(), TrainError> {
+    let metadata = metadata(name, network, vocabulary, decline)?;
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors = tensors(network)?;
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let partial = path.with_extension("partial");
+    let failed = |error| TrainError::file(&partial, error);
+    let mut file = BufWriter::new(File::create(&partial).map_err(failed)?);
+    gguf_file::write(&mut file, &metadata, &tensors)?;
+    file.flush().map_err(failed)?;
+    std::fs::rename(&partial, path).map_err(|error| TrainError::file(path, error))
+}
+
+fn metadata(
+    name: &str,
+    network: &Network,
+    vocabulary: &Vocabulary,
+    decline: &str,
+) -> std::result::Result<Vec<(&'static str, Value)>, TrainError> {
     let shape = &network.shape;
-    let (tokens, merges) = vocabulary.parts().map_err(candle_core::Error::wrap)?;
+    let (tokens, merges) = vocabulary.parts()?;
     let text = |text: &str| Value::String(text.to_owned());
     let texts = |texts: Vec<String>| Value::Array(texts.into_iter().map(Value::String).collect());
-    let kinds =
-        tokens.iter().map(|token| Value::I32(if token.starts_with("<|") && token.ends_with("|>") { 3 } else { 1 }));
+    // 1 is a plain token, 3 a control token.
+    let kinds = (0..vocabulary.len() as u32).map(|id| Value::I32(if vocabulary.is_mark(id) { 3 } else { 1 }));
     let kinds = Value::Array(kinds.collect());
-    let metadata = [
+    Ok(vec![
         ("general.architecture", text("llama")),
         ("general.name", text(name)),
         ("general.license", text("Apache-2.0")),
@@ -44,8 +69,11 @@ pub fn write(path: &Path, name: &str, network: &Network, vocabulary: &Vocabulary
         ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
         ("tokenizer.chat_template", text(CHAT_TEMPLATE)),
         ("sluice.decline", text(decline)),
-    ];
-    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    ])
+}
+
+fn tensors(network: &Network) -> Result<Vec<(String, QTensor)>> {
+    let shape = &network.shape;
     let mut tensors = Vec::new();
     for (name, variable) in &network.variables {
         let mut tensor = variable.as_tensor().clone();
@@ -60,13 +88,82 @@ pub fn write(path: &Path, name: &str, network: &Network, vocabulary: &Vocabulary
         let kind = if tensor.dims().len() > 1 { GgmlDType::Q8_0 } else { GgmlDType::F32 };
         tensors.push((name.clone(), QTensor::quantize(&tensor, kind)?));
     }
-    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let mut file = BufWriter::new(File::create(path)?);
-    gguf_file::write(&mut file, &metadata, &tensors)
+    Ok(tensors)
 }
 
 /// Rows of a rotary matrix from pairs (i, i + head/2) to pairs (2i, 2i + 1), head by head.
 fn interleave(matrix: &Tensor, heads: usize) -> Result<Tensor> {
     let (rows, columns) = matrix.dims2()?;
     matrix.reshape((heads, 2, rows / heads / 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cache, Gguf, Llama, Row, Scratch};
+    use crate::train::network::Shape;
+    use crate::template::{ChatMessage, ChatTemplate};
+    use crate::train::vocabulary::{ASSISTANT, END, SYSTEM, USER};
+    use candle_core::Device;
+
+    fn texts() -> impl Iterator<Item = String> + Send {
+        ["where is my card", "My card 4711 has not arrived!", "wo ist meine Karte", "HANDOFF", "card_arrival"]
+            .into_iter()
+            .cycle()
+            .take(50)
+            .map(str::to_owned)
+    }
+
+    #[test]
+    fn the_file_is_read_back_with_the_same_tokens_and_nearly_the_same_logits() {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = Vocabulary::train(texts(), 300).unwrap();
+        let shape = Shape {
+            vocabulary: vocabulary.len(),
+            width: 256,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            feed_forward: 256,
+            context: 64,
+            rope_base: 10_000.0,
+            norm_epsilon: 1e-5,
+        };
+        let network = Network::random(shape, &Device::Cpu).unwrap();
+        let path = folder.path().join("model.gguf");
+        write(&path, "tiny", &network, &vocabulary, "HANDOFF").unwrap();
+
+        let bytes = std::fs::read(&path).unwrap();
+        let file = Gguf::parse("model.gguf", &bytes).unwrap();
+        assert_eq!(file.text("sluice.decline"), Some("HANDOFF"));
+        let tokenizer = crate::tokenizer::Tokenizer::load(&file, vocabulary.len()).unwrap();
+        for text in ["My card 4711?", "Straße, 12.5 %\n\tok", "HANDOFF"] {
+            assert_eq!(tokenizer.encode(text).unwrap(), vocabulary.encode(text).unwrap(), "{text}");
+        }
+        let (ids, _) = vocabulary.example("where is my card 7", "").unwrap();
+        let template = ChatTemplate::new(file.text("tokenizer.chat_template"), "", "").unwrap();
+        let turn = |role: &str, content: &str| ChatMessage { role: role.to_owned(), content: content.to_owned() };
+        let rendered = template.render(&[turn("user", "where is my card 7")]).unwrap();
+        assert_eq!(tokenizer.encode_marked(&rendered, None, usize::MAX).unwrap(), ids);
+        let turns = [turn("system", "brief"), turn("user", "hi"), turn("assistant", "Hi."), turn("user", "bye")];
+        let rendered = template.render(&turns).unwrap();
+        let expected = format!("{SYSTEM}brief{END}{USER}hi{END}{ASSISTANT}Hi.{END}{USER}bye{END}{ASSISTANT}");
+        assert_eq!(rendered, expected);
+
+        let input = Tensor::from_vec(ids.clone(), (1, ids.len()), &Device::Cpu).unwrap();
+        let expected = network.logits(&input).unwrap().to_vec2::<f32>().unwrap().pop().unwrap();
+        let model = Llama::load(&file).unwrap();
+        let last = ids.len() - 1;
+        let row =
+            |(position, token): (usize, &u32)| Row { slot: 0, position, token: *token, wants_logits: position == last };
+        let rows: Vec<Row> = ids.iter().enumerate().map(row).collect();
+        let read = model.shape();
+        let mut cache = Cache::new(1, read.layers, read.key_heads, read.head);
+        let mut scratch = Scratch::default();
+        let logits = model.step(&mut cache, &mut scratch, &rows);
+        assert_eq!(logits.len(), expected.len());
+        let difference: f32 = logits.iter().zip(&expected).map(|(one, two)| (one - two).powi(2)).sum();
+        let size: f32 = expected.iter().map(|value| value.powi(2)).sum();
+        assert!(difference < 1e-3 * size, "relative square error {}", difference / size);
+    }
 }

@@ -35,6 +35,31 @@ impl Shape {
     pub fn head(&self) -> usize {
         self.width / self.heads
     }
+
+    /// All matrices by GGUF name, with their size (out, in).
+    pub fn matrices(&self) -> Vec<(String, (usize, usize))> {
+        let (width, kv, inner) = (self.width, self.kv_heads * self.head(), self.feed_forward);
+        let layer = |layer: usize| {
+            let name = move |part: &str| format!("blk.{layer}.{part}.weight");
+            [
+                (name("attn_q"), (width, width)),
+                (name("attn_k"), (kv, width)),
+                (name("attn_v"), (kv, width)),
+                (name("attn_output"), (width, width)),
+                (name("ffn_gate"), (inner, width)),
+                (name("ffn_up"), (inner, width)),
+                (name("ffn_down"), (width, inner)),
+            ]
+        };
+        let embedding = ("token_embd.weight".to_owned(), (self.vocabulary, width));
+        std::iter::once(embedding).chain((0..self.layers).flat_map(layer)).collect()
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> usize {
+        let matrices: usize = self.matrices().iter().map(|(_, (rows, columns))| rows * columns).sum();
+        matrices + (2 * self.layers + 1) * self.width
+    }
 }
 
 /// The network: variables by their GGUF names.
@@ -48,28 +73,17 @@ pub struct Network {
 }
 
 impl Network {
-    /// Fresh, scaled random weights.
+    /// Fresh random weights: normal, narrower where they write to the residual stream; norms are one.
     pub fn random(shape: Shape, device: &Device) -> Result<Self> {
-        let mut variables = BTreeMap::new();
-        let (width, head) = (shape.width, shape.head());
-        let kv = shape.kv_heads * head;
+        let width = shape.width;
         let deviation = 0.02 * (768.0 / width as f64).sqrt();
         let residual = deviation / ((2 * shape.layers) as f64).sqrt();
-        let mut matrix = |name: String, rows: usize, columns: usize, deviation: f64| -> Result<()> {
-            let values = Tensor::randn(0_f32, deviation as f32, (rows, columns), device)?;
+        let mut variables = BTreeMap::new();
+        for (name, size) in shape.matrices() {
+            let writes = name.ends_with("attn_output.weight") || name.ends_with("ffn_down.weight");
+            let deviation = if writes { residual } else { deviation };
+            let values = Tensor::randn(0_f32, deviation as f32, size, device)?;
             variables.insert(name, Var::from_tensor(&values)?);
-            Ok(())
-        };
-        matrix("token_embd.weight".into(), shape.vocabulary, width, deviation)?;
-        for layer in 0..shape.layers {
-            let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            matrix(name("attn_q"), width, width, deviation)?;
-            matrix(name("attn_k"), kv, width, deviation)?;
-            matrix(name("attn_v"), kv, width, deviation)?;
-            matrix(name("attn_output"), width, width, residual)?;
-            matrix(name("ffn_gate"), shape.feed_forward, width, deviation)?;
-            matrix(name("ffn_up"), shape.feed_forward, width, deviation)?;
-            matrix(name("ffn_down"), width, shape.feed_forward, residual)?;
         }
         let norms = (0..shape.layers)
             .flat_map(|layer| [format!("blk.{layer}.attn_norm.weight"), format!("blk.{layer}.ffn_norm.weight")])

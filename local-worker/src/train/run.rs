@@ -1,11 +1,12 @@
-//! A training run: AdamW with warm-up and a cosine keyed to the clock, gradient clipping, checkpoints to go on from.
+//! A training run: warm-up, a cosine keyed to the clock, batches in an order that only the step decides, checkpoints.
 
-use super::corpus::Row;
+use super::TrainError;
+use super::checkpoint::Checkpoint;
 use super::network::{Network, Shape};
-use candle_core::{Device, Result, Tensor, Var};
+use super::optimizer::StepSize;
+use candle_core::{Device, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ pub struct Schedule {
     pub weight_decay: f64,
     /// Largest norm of the gradient.
     pub clip: f64,
-    /// How long to train; the rate falls along a cosine to a tenth of a per cent of the peak at the end.
+    /// How long to train, over all starts; the rate falls along a cosine to a tenth of a per cent of the peak at the end.
     pub seconds: f64,
     /// Time between checkpoints.
     pub checkpoint_seconds: f64,
@@ -31,52 +32,27 @@ pub struct Schedule {
     pub seed: u64,
 }
 
-/// AdamW (Loshchilov & Hutter 2019) over named variables; matrices decay, norms don't.
-struct AdamW {
-    first: BTreeMap<String, Tensor>,
-    second: BTreeMap<String, Tensor>,
-}
-
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.98;
-
-impl AdamW {
-    fn step(
-        &mut self,
-        network: &Network,
-        gradients: &candle_core::backprop::GradStore,
-        scale: f64,
-        rate: f64,
-        decay: f64,
-        step: usize,
-    ) -> Result<()> {
-        let correction1 = 1.0 - BETA1.powi(step as i32);
-        let correction2 = 1.0 - BETA2.powi(step as i32);
-        for (name, variable) in &network.variables {
-            let Some(gradient) = gradients.get(variable) else {
-                candle_core::bail!("{name} has no gradient: an operation without backward pass is in the way")
-            };
-            let gradient = (gradient * scale)?;
-            let first = match self.first.get(name) {
-                Some(first) => ((first * BETA1)? + (&gradient * (1.0 - BETA1))?)?,
-                None => (&gradient * (1.0 - BETA1))?,
-            };
-            let square = gradient.sqr()?;
-            let second = match self.second.get(name) {
-                Some(second) => ((second * BETA2)? + (square * (1.0 - BETA2))?)?,
-                None => (square * (1.0 - BETA2))?,
-            };
-            let update = ((&first / correction1)? / ((&second / correction2)?.sqrt()? + 1e-8)?)?;
-            let decay = if variable.dims().len() > 1 { 1.0 - rate * decay } else { 1.0 };
-            variable.set(&((variable.as_tensor() * decay)? - (update * rate)?)?)?;
-            self.first.insert(name.clone(), first.detach());
-            self.second.insert(name.clone(), second.detach());
-        }
-        Ok(())
+impl Schedule {
+    /// Learning rate of step `step` (from 1) after `seconds` of training.
+    fn rate(&self, step: usize, seconds: f64) -> f64 {
+        let warm = (step as f64 / self.warm_up.max(1) as f64).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * (seconds / self.seconds).min(1.0)).cos());
+        self.peak_rate * warm * cosine.max(0.001)
     }
 }
 
-/// What a run reports now and then.
+/// A training row: `length` inputs, as many targets, and a weight for each target.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// Token ids.
+    pub inputs: Vec<u32>,
+    /// The token after each.
+    pub targets: Vec<u32>,
+    /// Weight of each target in the loss.
+    pub weights: Vec<f32>,
+}
+
+/// What a run reports about every twenty seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     /// Steps done.
@@ -91,60 +67,7 @@ pub struct Progress {
     pub rate: f64,
 }
 
-/// State beside the weights in a checkpoint.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-struct State {
-    step: usize,
-    tokens: u64,
-    seconds: f64,
-}
-
-/// Saves weights and moments, then state, each by rename, so that a killed run leaves a whole checkpoint.
-fn save(folder: &Path, network: &Network, optimizer: &AdamW, state: &State) -> Result<()> {
-    let mut tensors: HashMap<String, Tensor> = HashMap::new();
-    for (name, variable) in &network.variables {
-        tensors.insert(name.clone(), variable.as_tensor().clone());
-    }
-    for (prefix, moments) in [("first.", &optimizer.first), ("second.", &optimizer.second)] {
-        for (name, moment) in moments {
-            tensors.insert(format!("{prefix}{name}"), moment.clone());
-        }
-    }
-    let temporary = folder.join("checkpoint.partial");
-    candle_core::safetensors::save(&tensors, &temporary)?;
-    std::fs::rename(&temporary, folder.join(format!("checkpoint-{}.safetensors", state.step)))?;
-    let text = serde_json::to_string(state).map_err(candle_core::Error::wrap)?;
-    std::fs::write(folder.join("state.partial"), text)?;
-    std::fs::rename(folder.join("state.partial"), folder.join("state.json"))?;
-    Ok(())
-}
-
-/// Loads the latest checkpoint of `folder`, if there is one.
-fn load(folder: &Path, shape: &Shape, device: &Device) -> Result<Option<(Network, AdamW, State)>> {
-    let Ok(text) = std::fs::read_to_string(folder.join("state.json")) else { return Ok(None) };
-    let state: State = serde_json::from_str(&text).map_err(candle_core::Error::wrap)?;
-    let path = folder.join(format!("checkpoint-{}.safetensors", state.step));
-    let mut optimizer = AdamW { first: BTreeMap::new(), second: BTreeMap::new() };
-    let mut variables = BTreeMap::new();
-    for (name, tensor) in candle_core::safetensors::load(&path, device)? {
-        if let Some(name) = name.strip_prefix("first.") {
-            optimizer.first.insert(name.to_owned(), tensor);
-        } else if let Some(name) = name.strip_prefix("second.") {
-            optimizer.second.insert(name.to_owned(), tensor);
-        } else {
-            variables.insert(name, Var::from_tensor(&tensor)?);
-        }
-    }
-    Ok(Some((Network::of(shape.clone(), variables, device)?, optimizer, state)))
-}
-
-/// The latest weights of a run folder.
-pub fn latest(folder: &Path, shape: &Shape) -> Result<Network> {
-    match load(folder, shape, &Device::Cpu)? {
-        Some((network, _, _)) => Ok(network),
-        None => candle_core::bail!("{} holds no checkpoint", folder.display()),
-    }
-}
+const REPORT_EVERY: Duration = Duration::from_secs(20);
 
 /// Trains on `rows` until the schedule's time is over, going on from the folder's checkpoint if there is one.
 pub fn train(
@@ -153,90 +76,199 @@ pub fn train(
     schedule: &Schedule,
     rows: &[Row],
     mut report: impl FnMut(Progress),
-) -> Result<Network> {
-    std::fs::create_dir_all(folder)?;
-    let device = Device::Cpu;
-    let (network, mut optimizer, mut state) = match load(folder, shape, &device)? {
-        Some(loaded) => loaded,
-        None => {
-            let optimizer = AdamW { first: BTreeMap::new(), second: BTreeMap::new() };
-            (Network::random(shape.clone(), &device)?, optimizer, State::default())
-        }
+) -> Result<Network, TrainError> {
+    std::fs::create_dir_all(folder).map_err(|error| TrainError::file(folder, error))?;
+    let mut state = match Checkpoint::load(folder, shape)? {
+        Some(checkpoint) => checkpoint,
+        None => Checkpoint::fresh(shape)?,
     };
-    let before = state.seconds;
+    let before = state.counters.seconds;
     let started = Instant::now();
     let (mut saved, mut reported) = (Instant::now(), Instant::now());
     let (mut sum, mut count) = (0.0, 0_u32);
-    let mut order: Vec<usize> = Vec::new();
-    let mut epoch_seed = schedule.seed.wrapping_add(state.step as u64);
-    while state.seconds < schedule.seconds {
-        if order.len() < schedule.batch {
-            order = (0..rows.len()).collect();
-            order.shuffle(&mut rand::rngs::StdRng::seed_from_u64(epoch_seed));
-            epoch_seed = epoch_seed.wrapping_add(1);
-        }
-        let batch: Vec<&Row> =
-            order.drain(order.len() - schedule.batch.min(order.len())..).map(|index| &rows[index]).collect();
-        state.step += 1;
-        state.tokens += batch.iter().map(|row| row.inputs.len() as u64).sum::<u64>();
-        let warm = (state.step as f64 / schedule.warm_up as f64).min(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * state.seconds / schedule.seconds).cos());
-        let rate = schedule.peak_rate * warm * cosine.max(0.001);
-        let loss = step(&network, &mut optimizer, &batch, schedule, rate, state.step)?;
+    let mut order = Order::new(rows.len(), schedule)?;
+    while state.counters.seconds < schedule.seconds {
+        let step = state.counters.step + 1;
+        let rate = schedule.rate(step, state.counters.seconds);
+        let batch: Vec<&Row> = order.of_step(step).iter().filter_map(|index| rows.get(*index)).collect();
+        let loss = advance(&mut state, &batch, schedule, rate)?;
         if !loss.is_finite() {
-            candle_core::bail!(
-                "the loss is {loss} at step {}; the last good checkpoint is in {}",
-                state.step,
-                folder.display()
-            );
+            return Err(TrainError::Diverged { loss, step, folder: folder.to_owned() });
         }
-        sum += loss;
-        count += 1;
-        state.seconds = before + started.elapsed().as_secs_f64();
-        if reported.elapsed() > Duration::from_secs(20) {
-            report(Progress {
-                step: state.step,
-                tokens: state.tokens,
-                loss: sum / f64::from(count),
-                seconds: state.seconds,
-                rate,
-            });
+        state.counters.seconds = before + started.elapsed().as_secs_f64();
+        (sum, count) = (sum + loss, count + 1);
+        if reported.elapsed() > REPORT_EVERY {
+            let (tokens, seconds) = (state.counters.tokens, state.counters.seconds);
+            report(Progress { step, tokens, loss: sum / f64::from(count), seconds, rate });
             (sum, count, reported) = (0.0, 0, Instant::now());
         }
         if saved.elapsed().as_secs_f64() > schedule.checkpoint_seconds {
-            save(folder, &network, &optimizer, &state)?;
+            state.save(folder)?;
             saved = Instant::now();
         }
     }
-    save(folder, &network, &optimizer, &state)?;
-    Ok(network)
+    state.save(folder)?;
+    Ok(state.network)
 }
 
-fn step(
-    network: &Network,
-    optimizer: &mut AdamW,
-    batch: &[&Row],
-    schedule: &Schedule,
-    rate: f64,
-    step: usize,
-) -> Result<f64> {
-    let device = Device::Cpu;
+/// Which rows a step sees: every epoch is shuffled by its own seed, so a resumed run sees what an unbroken one would.
+struct Order {
+    rows: usize,
+    batch: usize,
+    seed: u64,
+    epoch: Option<usize>,
+    shuffled: Vec<usize>,
+}
+
+impl Order {
+    fn new(rows: usize, schedule: &Schedule) -> Result<Self, TrainError> {
+        if rows == 0 || schedule.batch == 0 {
+            return Err(TrainError::NothingToDo { rows, batch: schedule.batch });
+        }
+        let batch = schedule.batch.min(rows);
+        Ok(Self { rows, batch, seed: schedule.seed, epoch: None, shuffled: Vec::new() })
+    }
+
+    /// The rows of step `step`, from 1. What is left of an epoch that fills no batch is skipped.
+    fn of_step(&mut self, step: usize) -> &[usize] {
+        let steps = self.rows / self.batch;
+        let (epoch, within) = ((step - 1) / steps, (step - 1) % steps);
+        if self.epoch != Some(epoch) {
+            self.shuffled = (0..self.rows).collect();
+            let seed = self.seed.wrapping_add(epoch as u64);
+            self.shuffled.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            self.epoch = Some(epoch);
+        }
+        &self.shuffled[within * self.batch..(within + 1) * self.batch]
+    }
+}
+
+/// One step on `batch`; its loss before the step.
+fn advance(state: &mut Checkpoint, batch: &[&Row], schedule: &Schedule, rate: f64) -> Result<f64, TrainError> {
     let length = batch.first().map_or(0, |row| row.inputs.len());
     let flat = |part: fn(&Row) -> &Vec<u32>| batch.iter().flat_map(|row| part(row).clone()).collect::<Vec<u32>>();
-    let ids = Tensor::from_vec(flat(|row| &row.inputs), (batch.len(), length), &device)?;
-    let targets = Tensor::from_vec(flat(|row| &row.targets), batch.len() * length, &device)?;
+    let ids = Tensor::from_vec(flat(|row| &row.inputs), (batch.len(), length), &Device::Cpu)?;
+    let targets = Tensor::from_vec(flat(|row| &row.targets), batch.len() * length, &Device::Cpu)?;
     let weights: Vec<f32> = batch.iter().flat_map(|row| row.weights.clone()).collect();
-    let weights = Tensor::from_vec(weights, batch.len() * length, &device)?;
-    let loss = network.loss(&ids, &targets, &weights)?;
+    let weights = Tensor::from_vec(weights, batch.len() * length, &Device::Cpu)?;
+    let loss = state.network.loss(&ids, &targets, &weights)?;
     let value = f64::from(loss.to_scalar::<f32>()?);
     let gradients = loss.backward()?;
-    let mut square = 0.0;
-    for variable in network.variables.values() {
-        if let Some(gradient) = gradients.get(variable) {
-            square += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+    state.counters.step += 1;
+    state.counters.tokens += (batch.len() * length) as u64;
+    let size = StepSize { rate, decay: schedule.weight_decay, clip: schedule.clip, step: state.counters.step };
+    state.optimizer.step(&state.network, &gradients, size)?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> Shape {
+        Shape {
+            vocabulary: 32,
+            width: 32,
+            layers: 2,
+            heads: 2,
+            kv_heads: 1,
+            feed_forward: 32,
+            context: 16,
+            rope_base: 10_000.0,
+            norm_epsilon: 1e-5,
         }
     }
-    let scale = (schedule.clip / square.sqrt().max(1e-12)).min(1.0);
-    optimizer.step(network, &gradients, scale, rate, schedule.weight_decay, step)?;
-    Ok(value)
+
+    fn schedule() -> Schedule {
+        Schedule {
+            batch: 2,
+            peak_rate: 1e-2,
+            warm_up: 5,
+            weight_decay: 0.0,
+            clip: 1.0,
+            seconds: 1e9,
+            checkpoint_seconds: 1e9,
+            seed: 3,
+        }
+    }
+
+    /// Four rows whose answers depend on their first token.
+    fn rows() -> Vec<Row> {
+        let row = |first: u32| {
+            let tokens: Vec<u32> = (0..9).map(|index| (first * 7 + index * first) % 32).collect();
+            Row { inputs: tokens[..8].to_vec(), targets: tokens[1..].to_vec(), weights: vec![1.0; 8] }
+        };
+        (1..5).map(row).collect()
+    }
+
+    fn steps(state: &mut Checkpoint, order: &mut Order, rows: &[Row], count: usize) -> Vec<f64> {
+        let mut losses = Vec::new();
+        for _ in 0..count {
+            let step = state.counters.step + 1;
+            let batch: Vec<&Row> = order.of_step(step).iter().map(|index| &rows[*index]).collect();
+            losses.push(advance(state, &batch, &schedule(), schedule().rate(step, 0.0)).unwrap());
+        }
+        losses
+    }
+
+    #[test]
+    fn a_handful_of_rows_is_learnt_by_heart() {
+        let mut state = Checkpoint::fresh(&shape()).unwrap();
+        let losses = steps(&mut state, &mut Order::new(4, &schedule()).unwrap(), &rows(), 200);
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        assert!(first > 3.0, "untrained: about ln 32, not {first}");
+        assert!(last < 0.4, "after 200 steps: {last}");
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_as_the_unbroken_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = rows();
+        let mut state = Checkpoint::fresh(&shape()).unwrap();
+        let mut order = Order::new(4, &schedule()).unwrap();
+        steps(&mut state, &mut order, &rows, 3);
+        state.save(folder.path()).unwrap();
+        let unbroken = steps(&mut state, &mut order, &rows, 4);
+        let mut resumed = Checkpoint::load(folder.path(), &shape()).unwrap().unwrap();
+        assert_eq!(resumed.counters.step, 3);
+        assert_eq!(steps(&mut resumed, &mut Order::new(4, &schedule()).unwrap(), &rows, 4), unbroken);
+    }
+
+    #[test]
+    fn the_latest_checkpoint_replaces_the_one_before_and_must_fit_the_shape() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = super::super::checkpoint::latest(folder.path(), &shape()).err().unwrap();
+        assert!(matches!(none, TrainError::NoCheckpoint(_)), "{none}");
+        let mut state = Checkpoint::fresh(&shape()).unwrap();
+        for step in [5, 9] {
+            state.counters.step = step;
+            state.save(folder.path()).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        let other = Shape { vocabulary: 64, ..shape() };
+        let error = Checkpoint::load(folder.path(), &other).err().unwrap();
+        assert!(matches!(&error, TrainError::OtherShape { name, .. } if name == "token_embd.weight"), "{error}");
+    }
+
+    #[test]
+    fn every_epoch_sees_every_row_once() {
+        let mut order = Order::new(4, &schedule()).unwrap();
+        for epoch in 0..3 {
+            let mut seen: Vec<usize> = (1..=2).flat_map(|step| order.of_step(epoch * 2 + step).to_vec()).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 3]);
+        }
+        assert!(matches!(Order::new(0, &schedule()), Err(TrainError::NothingToDo { .. })));
+    }
+
+    #[test]
+    fn the_rate_rises_then_falls_to_almost_nothing() {
+        let schedule = Schedule { seconds: 100.0, ..schedule() };
+        let close = |given: f64, expected: f64| assert!((given - expected).abs() < 1e-9, "{given} {expected}");
+        close(schedule.rate(1, 0.0), 0.2e-2);
+        close(schedule.rate(5, 0.0), 1e-2);
+        close(schedule.rate(50, 50.0), 0.5e-2);
+        close(schedule.rate(99, 100.0), 1e-5);
+        close(schedule.rate(99, 130.0), 1e-5);
+    }
 }

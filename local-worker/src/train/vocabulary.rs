@@ -2,6 +2,7 @@
 //!
 //! Digits stand alone, the rest is cut as GPT-2 does: the pre-tokenizer that GGUF calls `smollm`.
 
+use super::TrainError;
 use std::path::Path;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -20,7 +21,10 @@ pub const SYSTEM: &str = "<|system|>";
 pub const END: &str = "<|end|>";
 
 /// The chat template that goes into the GGUF.
-pub const CHAT_TEMPLATE: &str = "{%- for message in messages -%}<|{{ message.role }}|>{{ message.content }}<|end|>{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}";
+pub const CHAT_TEMPLATE: &str = concat!(
+    "{%- for message in messages -%}<|{{ message.role }}|>{{ message.content }}<|end|>{%- endfor -%}",
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+);
 
 /// A trained vocabulary.
 pub struct Vocabulary {
@@ -32,8 +36,8 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Trains `size` tokens on `texts`; `whole` texts (such as the decline text) become one token each where possible.
-    pub fn train(texts: impl Iterator<Item = String> + Send, size: usize) -> tokenizers::Result<Self> {
+    /// Trains `size` tokens on `texts`, the four marks and the 256 bytes among them.
+    pub fn train(texts: impl Iterator<Item = String> + Send, size: usize) -> Result<Self, TrainError> {
         let specials = [END, USER, ASSISTANT, SYSTEM].map(|text| AddedToken::from(text, true).normalized(false));
         let mut trainer: TrainerWrapper = BpeTrainerBuilder::new()
             .vocab_size(size)
@@ -50,23 +54,24 @@ impl Vocabulary {
         let mut tokenizer = Tokenizer::new(BPE::default());
         tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(pieces)));
         tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::default())));
-        tokenizer.train(&mut trainer, texts)?;
+        tokenizer.train(&mut trainer, texts).map_err(TrainError::Vocabulary)?;
         Self::of(tokenizer)
     }
 
-    fn of(tokenizer: Tokenizer) -> tokenizers::Result<Self> {
-        let id = |text: &str| tokenizer.token_to_id(text).ok_or_else(|| format!("the vocabulary lacks {text}"));
+    fn of(tokenizer: Tokenizer) -> Result<Self, TrainError> {
+        let lacks = |text: &str| TrainError::Vocabulary(format!("the vocabulary lacks {text}").into());
+        let id = |text: &str| tokenizer.token_to_id(text).ok_or_else(|| lacks(text));
         Ok(Self { user: id(USER)?, assistant: id(ASSISTANT)?, end: id(END)?, tokenizer })
     }
 
     /// Loads `tokenizer.json`.
-    pub fn load(path: &Path) -> tokenizers::Result<Self> {
-        Self::of(Tokenizer::from_file(path)?)
+    pub fn load(path: &Path) -> Result<Self, TrainError> {
+        Self::of(Tokenizer::from_file(path).map_err(TrainError::Vocabulary)?)
     }
 
     /// Saves `tokenizer.json`.
-    pub fn save(&self, path: &Path) -> tokenizers::Result<()> {
-        self.tokenizer.save(path, false)
+    pub fn save(&self, path: &Path) -> Result<(), TrainError> {
+        self.tokenizer.save(path, false).map_err(TrainError::Vocabulary)
     }
 
     /// Number of tokens.
@@ -80,41 +85,43 @@ impl Vocabulary {
     }
 
     /// Ids of plain text.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
-        self.tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default()
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TrainError> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(TrainError::Vocabulary)?;
+        Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of ids.
-    pub fn decode(&self, ids: &[u32]) -> String {
-        self.tokenizer.decode(ids, true).unwrap_or_default()
+    /// Whether `id` is one of the four marks.
+    pub fn is_mark(&self, id: u32) -> bool {
+        [END, USER, ASSISTANT, SYSTEM].iter().any(|text| self.tokenizer.token_to_id(text) == Some(id))
     }
 
-    /// Ids of a prompt up to and including the opening of the model's turn, and of its answer with its end.
-    pub fn example(&self, prompt: &str, answer: &str) -> (Vec<u32>, Vec<u32>) {
+    /// Ids of a prompt up to and including the opening of the model's turn, and of its answer with its end: what
+    /// [`CHAT_TEMPLATE`] renders for one message of the user.
+    pub fn example(&self, prompt: &str, answer: &str) -> Result<(Vec<u32>, Vec<u32>), TrainError> {
         let mut ids = vec![self.user];
-        ids.extend(self.encode(prompt));
+        ids.extend(self.encode(prompt)?);
         ids.extend([self.end, self.assistant]);
-        let mut answer = self.encode(answer);
+        let mut answer = self.encode(answer)?;
         answer.push(self.end);
-        (ids, answer)
+        Ok((ids, answer))
     }
 
-    /// The vocabulary in id order, and the merges as GGUF writes them.
-    pub fn parts(&self) -> Result<(Vec<String>, Vec<String>), serde_json::Error> {
-        let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&self.tokenizer)?)?;
+    /// The vocabulary in id order, and the merges as GGUF writes them: two tokens and a blank between.
+    pub fn parts(&self) -> Result<(Vec<String>, Vec<String>), TrainError> {
+        let wrong = |problem: &str| TrainError::Vocabulary(problem.into());
+        let json = serde_json::to_value(&self.tokenizer).map_err(|error| TrainError::Vocabulary(error.into()))?;
         let mut tokens: Vec<String> = vec![String::new(); self.len()];
         for (token, id) in self.tokenizer.get_vocab(true) {
-            if let Some(slot) = tokens.get_mut(id as usize) {
-                *slot = token;
-            }
+            let slot = tokens.get_mut(id as usize).ok_or_else(|| wrong("token ids are not consecutive"))?;
+            *slot = token;
         }
-        let merges = json["model"]["merges"].as_array().cloned().unwrap_or_default();
-        let merges = merges.iter().map(|merge| match merge {
-            serde_json::Value::Array(pair) => {
-                format!("{} {}", pair[0].as_str().unwrap_or(""), pair[1].as_str().unwrap_or(""))
-            }
-            other => other.as_str().unwrap_or("").to_owned(),
-        });
-        Ok((tokens, merges.collect()))
+        let merges = json["model"]["merges"].as_array().ok_or_else(|| wrong("there are no merges"))?;
+        let merge = |merge: &serde_json::Value| match (merge.as_str(), merge[0].as_str(), merge[1].as_str()) {
+            (Some(text), ..) => Ok(text.to_owned()),
+            (None, Some(left), Some(right)) => Ok(format!("{left} {right}")),
+            _ => Err(wrong("a merge is no pair of tokens")),
+        };
+        let merges = merges.iter().map(merge).collect::<Result<_, _>>()?;
+        Ok((tokens, merges))
     }
 }
