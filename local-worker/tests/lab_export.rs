@@ -31,7 +31,7 @@ fn an_exported_network_is_served_as_it_was_trained() {
     let prompt = "na\u{ef}ve \u{1f600} question, 42?";
     let message = ChatMessage { role: "user".to_owned(), content: prompt.to_owned() };
     let tokens = tokenizer.encode_marked(&template.render(&[message]).unwrap(), None, usize::MAX).unwrap();
-    assert!(words.example(prompt, "").0.starts_with(&tokens));
+    assert!(words.example(prompt, "").unwrap().0.starts_with(&tokens));
 
     let shape = model.shape();
     let (mut cache, mut scratch) = (Cache::new(1, shape.layers, shape.key_heads, shape.head), Scratch::default());

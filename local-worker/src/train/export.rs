@@ -97,12 +97,13 @@ fn interleave(matrix: &Tensor, heads: usize) -> Result<Tensor> {
     matrix.reshape((heads, 2, rows / heads / 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
 }
 
+// That the engine computes what the network does is tested from outside, in `tests/lab_export.rs`.
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cache, Gguf, Llama, Row, Scratch};
-    use crate::train::network::Shape;
+    use crate::model::Gguf;
     use crate::template::{ChatMessage, ChatTemplate};
+    use crate::train::network::Shape;
     use crate::train::vocabulary::{ASSISTANT, END, SYSTEM, USER};
     use candle_core::Device;
 
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_back_with_the_same_tokens_and_nearly_the_same_logits() {
+    fn the_file_is_read_back_with_the_same_tokens_and_turns() {
         let folder = tempfile::tempdir().unwrap();
         let vocabulary = Vocabulary::train(texts(), 300).unwrap();
         let shape = Shape {
@@ -149,21 +150,5 @@ mod tests {
         let rendered = template.render(&turns).unwrap();
         let expected = format!("{SYSTEM}brief{END}{USER}hi{END}{ASSISTANT}Hi.{END}{USER}bye{END}{ASSISTANT}");
         assert_eq!(rendered, expected);
-
-        let input = Tensor::from_vec(ids.clone(), (1, ids.len()), &Device::Cpu).unwrap();
-        let expected = network.logits(&input).unwrap().to_vec2::<f32>().unwrap().pop().unwrap();
-        let model = Llama::load(&file).unwrap();
-        let last = ids.len() - 1;
-        let row =
-            |(position, token): (usize, &u32)| Row { slot: 0, position, token: *token, wants_logits: position == last };
-        let rows: Vec<Row> = ids.iter().enumerate().map(row).collect();
-        let read = model.shape();
-        let mut cache = Cache::new(1, read.layers, read.key_heads, read.head);
-        let mut scratch = Scratch::default();
-        let logits = model.step(&mut cache, &mut scratch, &rows);
-        assert_eq!(logits.len(), expected.len());
-        let difference: f32 = logits.iter().zip(&expected).map(|(one, two)| (one - two).powi(2)).sum();
-        let size: f32 = expected.iter().map(|value| value.powi(2)).sum();
-        assert!(difference < 1e-3 * size, "relative square error {}", difference / size);
     }
 }
