@@ -2,8 +2,8 @@
 
 use super::auth::Caller;
 use super::grpc::{Services, wire};
-use crate::domain::{Candidate, Decision, RequestId, Score, TenantId};
-use crate::ledger::{Attempt, EntryFilter, GroupBy, LedgerError, Story, SummaryQuery};
+use crate::domain::{Candidate, Decision, NanoUsd, RequestId, Score, TenantId};
+use crate::ledger::{Attempt, EntryFilter, GroupBy, LedgerError, Story, Summary, SummaryQuery, SummaryRow};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,13 +12,17 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use rust_embed::RustEmbed;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use sluice_proto::v1::BudgetStatus;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(RustEmbed)]
 #[folder = "dashboard/"]
 struct Assets;
+
+/// Longest range of the page, minutes.
+const MOST_MINUTES: i64 = 366 * 24 * 60;
 
 /// Nothing but our own files, and no inline code.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; \
@@ -80,8 +84,21 @@ fn scope(services: &Services, headers: &HeaderMap) -> Result<(Arc<Caller>, Optio
     }
 }
 
-fn number<T: std::str::FromStr>(query: &HashMap<String, String>, key: &str, otherwise: T) -> T {
+fn number(query: &HashMap<String, String>, key: &str, otherwise: i64) -> i64 {
     query.get(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+fn word(query: &HashMap<String, String>, key: &str) -> String {
+    query.get(key).cloned().unwrap_or_default()
+}
+
+/// The last `minutes` in `buckets` buckets, the running one included: first instant, width and end in milliseconds.
+fn range(query: &HashMap<String, String>, now_ms: i64) -> (i64, i64, i64) {
+    let minutes = number(query, "minutes", 60).clamp(1, MOST_MINUTES);
+    let buckets = number(query, "buckets", 60).clamp(1, 500);
+    let width = (minutes * 60_000 / buckets).max(1_000);
+    let end = now_ms / width * width + width;
+    (end - width * buckets, width, end)
 }
 
 async fn summary(
@@ -93,18 +110,13 @@ async fn summary(
         Ok((_, tenant)) => tenant,
         Err(response) => return *response,
     };
-    let hours = number::<i64>(&query, "hours", 24).clamp(1, 24 * 366);
-    let buckets = number::<i64>(&query, "buckets", 48).clamp(1, 500);
     let group_by = match query.get("group_by").map(String::as_str) {
         Some("tenant") => GroupBy::Tenant,
         Some("model") => GroupBy::Model,
         Some("policy") => GroupBy::Policy,
-        Some("none") => GroupBy::None,
         _ => GroupBy::Route,
     };
-    let width = (hours * 3_600_000 / buckets).max(1_000);
-    let end = Timestamp::now().as_millisecond() / width * width + width;
-    let start = end - width * buckets;
+    let (start, width, end) = range(&query, Timestamp::now().as_millisecond());
     let (Ok(from), Ok(to)) = (Timestamp::from_millisecond(start), Timestamp::from_millisecond(end)) else {
         return failed(StatusCode::BAD_REQUEST, "the range is out of bounds");
     };
@@ -119,44 +131,88 @@ async fn summary(
         Ok(rows) => rows,
         Err(error) => return ledger_failed(&error),
     };
-    let rows: Vec<Value> = rows
-        .iter()
-        .map(|row| {
-            let summary = &row.summary;
-            json!({
-                "bucket_ms": row.bucket.as_millisecond(),
-                "group": row.group,
-                "requests": summary.requests,
-                "ok": summary.by_status.get("ok").copied().unwrap_or(0),
-                "cache_hits": summary.cache_hits,
-                "input_tokens": summary.usage.input_tokens,
-                "output_tokens": summary.usage.output_tokens,
-                "cost_nano_usd": summary.cost.values().copied().sum::<crate::domain::NanoUsd>().nanos().to_string(),
-                "baseline_nano_usd": summary.baseline.nanos().to_string(),
-                "saved_nano_usd": summary.saved.nanos().to_string(),
-                "cpu_seconds": summary.cpu_seconds,
-                "p50_ms": summary.latency.quantile(0.5),
-                "p99_ms": summary.latency.quantile(0.99),
-            })
-        })
-        .collect();
     let tenants = tenant.map_or_else(|| services.budgets.tenants(), |tenant| vec![tenant]);
-    let budgets: Vec<Value> = tenants
-        .iter()
-        .flat_map(|tenant| services.budgets_of(tenant))
-        .map(|budget| {
-            json!({
-                "tenant": budget.tenant,
-                "window": budget.window,
-                "limit_nano_usd": budget.limit_nano_usd.to_string(),
-                "spent_nano_usd": budget.spent_nano_usd.to_string(),
-                "held_nano_usd": budget.held_nano_usd.to_string(),
-                "resets_ms": budget.resets_unix_ms,
-            })
-        })
-        .collect();
-    Json(json!({ "from_ms": start, "to_ms": end, "bucket_ms": width, "rows": rows, "budgets": budgets }))
-        .into_response()
+    let budgets = tenants.iter().flat_map(|tenant| services.budgets_of(tenant));
+    Json(json!({
+        "from_ms": start,
+        "to_ms": end,
+        "bucket_ms": width,
+        "rows": rows.iter().map(row).collect::<Vec<_>>(),
+        "groups": groups(&rows).iter().map(|(name, sums)| with("group", name, sums)).collect::<Vec<_>>(),
+        "total": figures(&total(rows.iter().map(|row| &row.summary))),
+        "budgets": budgets.map(|status| budget(&status)).collect::<Vec<_>>(),
+    }))
+    .into_response()
+}
+
+fn row(row: &SummaryRow) -> Value {
+    let mut value = with("group", &row.group, &row.summary);
+    value["bucket_ms"] = json!(row.bucket.as_millisecond());
+    value
+}
+
+fn with(key: &str, name: &str, summary: &Summary) -> Value {
+    let mut value = figures(summary);
+    value[key] = json!(name);
+    value
+}
+
+/// Sums per group over all buckets.
+fn groups(rows: &[SummaryRow]) -> BTreeMap<&str, Summary> {
+    let names: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
+    let of = |name: &str| total(rows.iter().filter(|row| row.group == name).map(|row| &row.summary));
+    names.into_iter().map(|name| (name, of(name))).collect()
+}
+
+fn total<'a>(summaries: impl Iterator<Item = &'a Summary>) -> Summary {
+    let mut sum = Summary::default();
+    for summary in summaries {
+        sum.requests += summary.requests;
+        for (status, count) in &summary.by_status {
+            *sum.by_status.entry(status.clone()).or_default() += count;
+        }
+        sum.cache_hits += summary.cache_hits;
+        sum.usage = sum.usage.plus(summary.usage);
+        for (basis, amount) in &summary.cost {
+            *sum.cost.entry(*basis).or_default() += *amount;
+        }
+        sum.baseline += summary.baseline;
+        sum.saved += summary.saved;
+        sum.cpu_seconds += summary.cpu_seconds;
+        sum.latency.merge(&summary.latency);
+    }
+    sum
+}
+
+/// Money goes out as text: JSON's numbers are floats in a browser.
+fn figures(summary: &Summary) -> Value {
+    let by_basis: BTreeMap<&str, String> =
+        summary.cost.iter().map(|(basis, amount)| (basis.as_str(), amount.nanos().to_string())).collect();
+    json!({
+        "requests": summary.requests,
+        "by_status": summary.by_status,
+        "cache_hits": summary.cache_hits,
+        "input_tokens": summary.usage.input_tokens,
+        "output_tokens": summary.usage.output_tokens,
+        "cost_nano_usd": summary.cost.values().copied().sum::<NanoUsd>().nanos().to_string(),
+        "cost_by_basis": by_basis,
+        "baseline_nano_usd": summary.baseline.nanos().to_string(),
+        "saved_nano_usd": summary.saved.nanos().to_string(),
+        "cpu_seconds": summary.cpu_seconds,
+        "p50_ms": summary.latency.quantile(0.5),
+        "p99_ms": summary.latency.quantile(0.99),
+    })
+}
+
+fn budget(status: &BudgetStatus) -> Value {
+    json!({
+        "tenant": status.tenant,
+        "window": status.window,
+        "limit_nano_usd": status.limit_nano_usd.to_string(),
+        "spent_nano_usd": status.spent_nano_usd.to_string(),
+        "held_nano_usd": status.held_nano_usd.to_string(),
+        "resets_ms": status.resets_unix_ms,
+    })
 }
 
 async fn entries(
@@ -170,8 +226,10 @@ async fn entries(
     };
     let filter = EntryFilter {
         tenant: tenant.map(|tenant| tenant.to_string()).unwrap_or_default(),
-        size: number::<usize>(&query, "limit", 50).clamp(1, 500),
-        page_token: query.get("page_token").cloned().unwrap_or_default(),
+        route: word(&query, "route"),
+        status: word(&query, "status"),
+        size: usize::try_from(number(&query, "limit", 50).clamp(1, 500)).unwrap_or(1),
+        page_token: word(&query, "page_token"),
         ..EntryFilter::default()
     };
     match services.ledger.list(&filter).await {
