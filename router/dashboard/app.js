@@ -64,11 +64,11 @@ function picker(id, label, options, value, pick) {
 function buildControls() {
   const groups = Object.entries(GROUPS);
   const ranges = RANGES.map((range, index) => [String(index), range.name]);
-  const routes = [["", "all"], ...ROUTES.map((route) => [route, route])];
+  const routes = [["", "all routes"], ...ROUTES.map((route) => [route, route])];
   controls.append(
     picker("range", "Range", ranges, view.range, (value) => { view.range = Number(value); }),
     picker("group", "Split by", groups, view.group, (value) => { view.group = value; }),
-    picker("route", "Decisions of route", routes, view.route, (value) => { view.route = value; view.pages = [""]; }));
+    picker("route", "Decisions", routes, view.route, (value) => { view.route = value; view.pages = [""]; }));
 }
 
 function tile(name, value, note, title) {
@@ -340,7 +340,7 @@ function decisionFacts(decision) {
       ["Model", decision.model],
       ["Reason", words(decision.reason.code)],
       ["Score", candidate ? `${comparison(decision)}${decision.threshold === null ? ", no threshold applied" : ""}` : "none"],
-      ["Placement", decision.placement && `${decision.placement} (${decision.placement_by})`],
+      ["Placement", decision.placement && `${decision.placement}${decision.placement_by ? ` (${decision.placement_by})` : ""}`],
       ["Rule", decision.rule],
       ["Policy", `${decision.policy} @ ${decision.policy_hash}`],
       ["Scorer", decision.scorer],
