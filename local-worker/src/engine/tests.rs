@@ -138,8 +138,8 @@ fn deadlines_refuse_and_cut() {
     let now = Instant::now();
     let late = model.worker.submit(GenerateRequest { deadline: Some(now), ..ask("a") });
     assert!(matches!(late, Err(SubmitError::DeadlineUnreachable { .. })), "{late:?}");
-    let soon =
-        GenerateRequest { deadline: Some(now + Duration::from_millis(300)), max_tokens: Some(1 << 19), ..ask("l") };
+    let enough = model.worker.predicted_wait(1, 1 << 19) * 4 + Duration::from_millis(200);
+    let soon = GenerateRequest { deadline: Some(Instant::now() + enough), max_tokens: Some(1 << 19), ..ask("l") };
     let running = model.worker.submit(soon.clone()).unwrap();
     let waiting = model.worker.submit(GenerateRequest { max_tokens: Some(1), ..soon });
     assert_eq!(collect(running).2, Err(GenerateError::DeadlinePassed));
