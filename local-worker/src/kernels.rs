@@ -6,6 +6,7 @@
 //! depend on which others are decoded with it.
 
 mod activation;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -17,10 +18,11 @@ mod scalar;
 mod vector;
 
 pub use activation::Activations;
+pub use attention::attend;
 pub use dense::DenseMatrix;
 pub use level::Level;
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
-pub use vector::{add, attend, log_sum_exp, rms_norm, rope, silu_multiply, top_two};
+pub use vector::{add, log_sum_exp, rms_norm, rope, silu_multiply, top_two};
 
 /// Rows of a matrix that lie interleaved in one tile: one lane each of the widest vector register.
 pub const TILE: usize = 16;

@@ -16,10 +16,18 @@ pub(super) struct ActivationBlock {
     pub sums: [i32; 2],
     /// What one unit is worth; not a number if any value was not finite.
     pub scale: f32,
+    /// The sum of all integers, times `scale`.
+    pub total: f32,
 }
 
 impl ActivationBlock {
-    pub const ZERO: Self = Self { q: [0; BLOCK], sums: [0; 2], scale: 0.0 };
+    pub const ZERO: Self = Self { q: [0; BLOCK], sums: [0; 2], scale: 0.0, total: 0.0 };
+
+    /// The sum of all integers, or of one half of them.
+    #[inline(always)]
+    pub fn sum<const PARTS: usize>(&self, part: usize) -> i32 {
+        if PARTS == 2 { self.sums[part] } else { self.sums[0].wrapping_add(self.sums[1]) }
+    }
 
     /// Four integers from `4 * index` on, as they lie in memory.
     #[inline(always)]

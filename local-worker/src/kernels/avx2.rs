@@ -8,7 +8,7 @@ use std::arch::x86_64::{
     __m256, __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps,
     _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
 use half::f16;
@@ -93,12 +93,16 @@ fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool
     let low = _mm256_set1_epi8(15);
     let mut total = [_mm256_setzero_ps(); M];
     for (block, lines) in view.lines.chunks_exact(per_block).enumerate().take(blocks) {
-        let now: [&ActivationBlock; M] = std::array::from_fn(|m| &inputs[m][block]);
+        let mut now = [&inputs[0][block]; M];
+        for m in 1..M {
+            // SAFETY: every row has as many blocks, and `block` is below that.
+            now[m] = unsafe { inputs[m].get_unchecked(block) };
+        }
         for part in 0..PARTS {
-            let mut dot: [__m256i; M] = std::array::from_fn(|m| {
-                let sum = if PARTS == 2 { now[m].sums[part] } else { now[m].sums[0] + now[m].sums[1] };
-                _mm256_set1_epi32(if full { 0 } else { -view.zero * sum })
-            });
+            let mut dot = [_mm256_setzero_si256(); M];
+            for m in 0..M {
+                dot[m] = _mm256_set1_epi32(if full { 0 } else { now[m].sum::<PARTS>(part).wrapping_mul(-view.zero) });
+            }
             if FOUR {
                 for (group, line) in lines.iter().enumerate() {
                     let both = load(line, half);
@@ -134,8 +138,7 @@ fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool
                 load_half(&view.half_minima[block], half)
             };
             for m in 0..M {
-                let sum = (now[m].sums[0] + now[m].sums[1]) as f32 * now[m].scale;
-                total[m] = _mm256_fmadd_ps(minima, _mm256_set1_ps(sum), total[m]);
+                total[m] = _mm256_fmadd_ps(minima, _mm256_set1_ps(now[m].total), total[m]);
             }
         }
     }

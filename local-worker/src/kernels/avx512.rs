@@ -5,7 +5,8 @@
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512, _mm512_cvtepi32_ps,
     _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_mul_ps,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi16,
+    _mm512_storeu_ps,
 };
 
 use half::f16;
@@ -70,12 +71,16 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
     let mut total = [_mm512_setzero_ps(); M];
     for (block, lines) in view.lines.chunks_exact(per_block).enumerate().take(blocks) {
         prefetch(view.lines, block * per_block + AHEAD, per_block);
-        let now: [&ActivationBlock; M] = std::array::from_fn(|m| &inputs[m][block]);
+        let mut now = [&inputs[0][block]; M];
+        for m in 1..M {
+            // SAFETY: every row has as many blocks, and `block` is below that.
+            now[m] = unsafe { inputs[m].get_unchecked(block) };
+        }
         for part in 0..PARTS {
-            let mut dot: [__m512i; M] = std::array::from_fn(|m| {
-                let sum = if PARTS == 2 { now[m].sums[part] } else { now[m].sums[0] + now[m].sums[1] };
-                _mm512_set1_epi32(-view.zero * sum)
-            });
+            let mut dot = [_mm512_setzero_si512(); M];
+            for m in 0..M {
+                dot[m] = _mm512_set1_epi32(now[m].sum::<PARTS>(part).wrapping_mul(-view.zero));
+            }
             if FOUR {
                 for (group, line) in lines.iter().enumerate() {
                     let both = load(line);
@@ -105,8 +110,7 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
         if MIN {
             let minimum = if WIDE { load_wide(&view.wide_minima[block]) } else { load_half(&view.half_minima[block]) };
             for m in 0..M {
-                let sum = (now[m].sums[0] + now[m].sums[1]) as f32 * now[m].scale;
-                total[m] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum), total[m]);
+                total[m] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(now[m].total), total[m]);
             }
         }
     }

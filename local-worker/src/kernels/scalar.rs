@@ -21,8 +21,7 @@ pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut 
                     total += dot as f32 * (tile.scale(kind, lane, block, part) * activation.scale);
                 }
                 if kind.minima() {
-                    let sum = (activation.sums[0] + activation.sums[1]) as f32 * activation.scale;
-                    total += tile.minimum(kind, lane, block) * sum;
+                    total += tile.minimum(kind, lane, block) * activation.total;
                 }
             }
             out[m * rows + row] = total;

@@ -47,7 +47,7 @@ leveled! {
         }
         let largest = f32::from_bits(largest);
         if !largest.is_finite() {
-            *block = ActivationBlock { scale: f32::NAN, ..ActivationBlock::ZERO };
+            *block = ActivationBlock { scale: f32::NAN, total: f32::NAN, ..ActivationBlock::ZERO };
             return;
         }
         if largest < 1e-30 {
@@ -62,6 +62,7 @@ leveled! {
         for (sum, part) in block.sums.iter_mut().zip(block.q.as_chunks::<16>().0) {
             *sum = part.iter().map(|q| i32::from(*q)).sum();
         }
+        block.total = (block.sums[0] + block.sums[1]) as f32 * block.scale;
     }
 }
 
@@ -107,31 +108,9 @@ leveled! {
 }
 
 leveled! {
-    /// One head's attention: `out = softmax(scale · query · keysᵀ) · values` over `scores.len()` positions. Keys and values
-    /// lie position after position, each as long as the query; `scores` is scratch.
-    pub fn attend(query: &[f32], keys: &[f32], values: &[f32], scale: f32, scores: &mut [f32], out: &mut [f32]) {
-        let head = query.len();
-        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head)) {
-            *score = sum_products(query, key) * scale;
-        }
-        let inverse = 1.0 / softmax_terms(scores);
-        let (lanes, rest) = out.as_chunks_mut::<TILE>();
-        for (chunk, out) in lanes.iter_mut().enumerate() {
-            let mut total = [0.0f32; TILE];
-            for (score, value) in scores.iter().zip(values.chunks_exact(head)) {
-                for (total, value) in total.iter_mut().zip(&value[chunk * TILE..chunk * TILE + TILE]) {
-                    *total += score * value;
-                }
-            }
-            for (out, total) in out.iter_mut().zip(total) {
-                *out = total * inverse;
-            }
-        }
-        let from = lanes.len() * TILE;
-        for (index, out) in rest.iter_mut().enumerate() {
-            let terms = scores.iter().zip(values.chunks_exact(head));
-            *out = terms.map(|(score, value)| score * value[from + index]).sum::<f32>() * inverse;
-        }
+    /// Replaces each value by the exponential of its distance to the largest, and returns their sum.
+    pub(super) fn softmax(values: &mut [f32]) -> f32 {
+        softmax_terms(values)
     }
 }
 
@@ -196,8 +175,9 @@ fn maximum(values: &[f32]) -> f32 {
     largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
 }
 
+/// The scalar product.
 #[inline(always)]
-fn sum_products(x: &[f32], y: &[f32]) -> f32 {
+pub(super) fn sum_products(x: &[f32], y: &[f32]) -> f32 {
     let mut total = [0.0f32; TILE];
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<TILE>(), y.as_chunks::<TILE>());
     for (x, y) in x.iter().zip(y) {
@@ -250,30 +230,6 @@ mod tests {
         for level in Level::available() {
             assert_eq!(top_two(level, &values), (70, 200.0, 200.0));
             assert_eq!(top_two(level, &[1.0, f32::NAN, 3.0, 2.0]), (2, 3.0, 2.0));
-        }
-    }
-
-    #[test]
-    fn attention_is_the_textbook_one_at_every_level() {
-        let (head, positions) = (40, 21);
-        let wave =
-            |seed: usize, count: usize| (0..count).map(|i| ((i * 7 + seed) as f32 * 0.37).sin()).collect::<Vec<_>>();
-        let (query, keys, values) = (wave(1, head), wave(2, head * positions), wave(3, head * positions));
-        let scale = 0.3f32;
-        let terms: Vec<f64> = (0..positions)
-            .map(|p| {
-                let dot: f64 = (0..head).map(|d| f64::from(query[d] * keys[p * head + d])).sum();
-                (dot * f64::from(scale)).exp()
-            })
-            .collect();
-        let sum: f64 = terms.iter().sum();
-        for level in Level::available() {
-            let (mut scores, mut out) = (vec![0.0; positions], vec![0.0; head]);
-            attend(level, &query, &keys, &values, scale, &mut scores, &mut out);
-            for d in 0..head {
-                let want: f64 = (0..positions).map(|p| terms[p] * f64::from(values[p * head + d])).sum::<f64>() / sum;
-                assert!((f64::from(out[d]) - want).abs() < 1e-5, "{level:?} {d}: {} for {want}", out[d]);
-            }
         }
     }
 }
