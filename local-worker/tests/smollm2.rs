@@ -3,9 +3,10 @@
 //!
 //! What is a tie: both engines round a product's inputs to 8 bits, and any change in the order of their sums changes which
 //! way some values round. llama.cpp with other settings (batches of 1, flash attention, a cache of single precision)
-//! differs from llama.cpp with its defaults at 9 to 13 of these 366 positions, where the two highest logits lie up to 0.25
-//! apart; both differ that much from the same weights in single precision. So a different token counts as a fault where
-//! llama.cpp's two highest logits lie further apart than that, and more than 18 different ones count as a fault too.
+//! chooses another token than llama.cpp with its defaults at 9 to 13 of these 366 positions, and the distance of its two
+//! highest logits changes by up to 0.65. The same weights in single precision differ from llama.cpp at 13 positions, from
+//! this engine at 9. So a different token counts as a fault where llama.cpp's two highest logits lie further apart than
+//! 0.5, and more than 20 different ones count as a fault too.
 //!
 //! The weights are not in the repository: `tests/fetch_smollm2.sh` fetches them; without them these tests say so and pass.
 
@@ -20,9 +21,9 @@ use local_worker::{ChatMessage, Event, FinishReason, GenerateRequest, ModelSourc
 use serde_json::Value;
 
 /// Distance of the two highest logits up to which either may win.
-const TIE: f64 = 0.25;
+const TIE: f64 = 0.5;
 /// Positions of 366 that may differ.
-const MOST_TIES: usize = 18;
+const MOST_TIES: usize = 20;
 
 fn model_path() -> Option<PathBuf> {
     #[allow(clippy::disallowed_methods, reason = "a test has no settings; this says where weights are kept")]
