@@ -250,3 +250,14 @@ async fn a_worker_serves_async_callers() {
         assert_eq!(text, "Hello world!");
     }
 }
+
+#[test]
+fn the_bundled_model_answers_and_knows_what_is_not_for_it() {
+    let worker = Worker::start("bundled", ModelSource::Bundled, WorkerConfig::default()).unwrap();
+    let info = worker.info();
+    assert!(info.has_chat_template && info.decline_text.is_some() && info.parameters > 1_000_000, "{info:?}");
+    let (text, reason) = answer(&worker, GenerateRequest { max_tokens: Some(60), ..ask("hello, how are you?") });
+    assert!(!text.is_empty() && reason == FinishReason::Stop, "{text} {reason:?}");
+    let hard = "Write a Rust program that parses JSON with error recovery and explain each step in detail.";
+    assert_eq!(answer(&worker, ask(hard)), (String::new(), FinishReason::Declined));
+}
