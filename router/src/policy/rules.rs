@@ -231,12 +231,11 @@ impl Policy {
         })
     }
 
-    /// Rules that failed to evaluate, with how often: as matches, as none.
+    /// How often each rule failed to evaluate: as a match, as none.
     pub fn rule_errors(&self) -> Vec<(&str, u64, u64)> {
         let of = |rule: &'_ Rule| {
             (rule.errors().restricting.load(Ordering::Relaxed), rule.errors().other.load(Ordering::Relaxed))
         };
-        let counted = self.rules.iter().map(|rule| (rule.name.as_str(), of(rule).0, of(rule).1));
-        counted.filter(|(_, restricting, other)| restricting + other > 0).collect()
+        self.rules.iter().map(|rule| (rule.name.as_str(), of(rule).0, of(rule).1)).collect()
     }
 }

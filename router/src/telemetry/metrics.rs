@@ -1,6 +1,6 @@
 //! What is counted, as typed calls. Instruments are made once; a call costs a few hash look-ups.
 
-use super::names;
+use super::names::{self, Metric, attribute};
 use crate::domain::{Cost, EntryStatus, NanoUsd, Route, Usage};
 use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, MeterProvider as _, UpDownCounter};
 use opentelemetry::{KeyValue, Value};
@@ -65,6 +65,7 @@ struct Instruments {
     requests: Counter<u64>,
     request_duration: Histogram<f64>,
     cost: Counter<u64>,
+    baseline: Counter<u64>,
     saved: UpDownCounter<i64>,
     cpu: Counter<f64>,
     decision_duration: Histogram<f64>,
@@ -75,6 +76,7 @@ struct Instruments {
     client_first_chunk: Histogram<f64>,
     server_duration: Histogram<f64>,
     server_first_token: Histogram<f64>,
+    server_per_token: Histogram<f64>,
     rule_errors: Gauge<u64>,
     ledger_backlog: Gauge<u64>,
     local_up: Gauge<u64>,
@@ -95,69 +97,44 @@ impl Metrics {
 
     /// Instruments of a meter.
     pub fn new(meter: &Meter) -> Self {
-        let seconds = |name: &'static str, bounds: &[f64], what: &'static str| {
-            meter.f64_histogram(name).with_unit("s").with_boundaries(bounds.to_vec()).with_description(what).build()
+        let histogram = |metric: Metric, bounds: &[f64]| {
+            let builder = meter.f64_histogram(metric.name).with_boundaries(bounds.to_vec());
+            builder.with_unit(metric.unit).with_description(metric.what).build()
         };
-        let count = |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
-        let gauge = |name: &'static str, what: &'static str| meter.u64_gauge(name).with_description(what).build();
+        let seconds = |metric: Metric| histogram(metric, &names::SECONDS);
+        let count = |Metric { name, unit, what }: Metric| {
+            meter.u64_counter(name).with_unit(unit).with_description(what).build()
+        };
+        let gauge =
+            |Metric { name, unit, what }: Metric| meter.u64_gauge(name).with_unit(unit).with_description(what).build();
+        let Metric { name, unit, what } = names::CLIENT_TOKENS;
+        let client_tokens = meter.u64_histogram(name).with_boundaries(names::TOKENS.to_vec());
+        let client_tokens = client_tokens.with_unit(unit).with_description(what).build();
         Self(Arc::new(Instruments {
-            requests: count(names::REQUESTS, "Requests by tenant, route, policy, reason and status"),
-            request_duration: seconds(names::REQUEST_DURATION, &names::SECONDS, "Time of a whole request"),
-            cost: count(names::COST, "Money spent, in nano-USD"),
-            saved: meter
-                .i64_up_down_counter(names::SAVED)
-                .with_description("All-remote baseline minus cost, in nano-USD: an estimate")
-                .build(),
-            cpu: meter
-                .f64_counter(names::CPU)
-                .with_unit("s")
-                .with_description("Processor time of local models")
-                .build(),
-            decision_duration: seconds(
-                names::DECISION_DURATION,
-                &names::DECISION_SECONDS,
-                "Time from arrival to decision",
-            ),
-            score: meter
-                .f64_histogram(names::SCORE)
-                .with_boundaries(names::TENTHS.to_vec())
-                .with_description("Calibrated probability that a small model's answer is as good")
-                .build(),
-            attempts: count(names::ATTEMPTS, "Calls to backends by model and how they ended"),
-            client_duration: seconds(names::CLIENT_DURATION, &names::SECONDS, "Time of a remote model's whole answer"),
-            client_tokens: meter
-                .u64_histogram(names::CLIENT_TOKENS)
-                .with_unit("{token}")
-                .with_boundaries(names::TOKENS.to_vec())
-                .with_description("Tokens of an attempt")
-                .build(),
-            client_first_chunk: seconds(
-                names::CLIENT_FIRST_CHUNK,
-                &names::SECONDS,
-                "Time to a remote model's first chunk",
-            ),
-            server_duration: seconds(names::SERVER_DURATION, &names::SECONDS, "Time of the local model's whole answer"),
-            server_first_token: seconds(
-                names::SERVER_FIRST_TOKEN,
-                &names::SECONDS,
-                "Time to the local model's first token",
-            ),
-            rule_errors: gauge(names::RULE_ERRORS, "Evaluation errors of a rule since its policy was loaded"),
-            ledger_backlog: meter
-                .u64_gauge(names::LEDGER_BACKLOG)
-                .with_unit("By")
-                .with_description("Journal bytes that the store has not taken")
-                .build(),
-            local_up: gauge(names::LOCAL_UP, "1 while a local model can serve"),
-            local_waiting: gauge(names::LOCAL_WAITING, "Requests in a local model's queue"),
-            local_running: gauge(names::LOCAL_RUNNING, "Requests that a local model decodes"),
-            remote_up: gauge(names::REMOTE_UP, "1 while a remote model can be called, 0 while its breaker is open"),
-            reload_failed: gauge(names::POLICY_RELOAD_FAILED, "1 if the last reload of policies failed"),
-            certified: gauge(names::POLICY_CERTIFIED, "1 if a policy has a usable threshold"),
-            budget_used: meter
-                .f64_gauge(names::BUDGET_USED)
-                .with_description("Share of a budget's limit that is spent or held")
-                .build(),
+            requests: count(names::REQUESTS),
+            request_duration: seconds(names::REQUEST_DURATION),
+            cost: count(names::COST),
+            baseline: count(names::BASELINE),
+            saved: meter.i64_up_down_counter(names::SAVED.name).with_description(names::SAVED.what).build(),
+            cpu: meter.f64_counter(names::CPU.name).with_unit("s").with_description(names::CPU.what).build(),
+            decision_duration: histogram(names::DECISION_DURATION, &names::DECISION_SECONDS),
+            score: histogram(names::SCORE, &names::TENTHS),
+            attempts: count(names::ATTEMPTS),
+            client_duration: seconds(names::CLIENT_DURATION),
+            client_tokens,
+            client_first_chunk: seconds(names::CLIENT_FIRST_CHUNK),
+            server_duration: seconds(names::SERVER_DURATION),
+            server_first_token: seconds(names::SERVER_FIRST_TOKEN),
+            server_per_token: histogram(names::SERVER_PER_TOKEN, &names::TOKEN_SECONDS),
+            rule_errors: gauge(names::RULE_ERRORS),
+            ledger_backlog: gauge(names::LEDGER_BACKLOG),
+            local_up: gauge(names::LOCAL_UP),
+            local_waiting: gauge(names::LOCAL_WAITING),
+            local_running: gauge(names::LOCAL_RUNNING),
+            remote_up: gauge(names::REMOTE_UP),
+            reload_failed: gauge(names::POLICY_RELOAD_FAILED),
+            certified: gauge(names::POLICY_CERTIFIED),
+            budget_used: meter.f64_gauge(names::BUDGET_USED.name).with_description(names::BUDGET_USED.what).build(),
             tenants: Mutex::default(),
         }))
     }
@@ -191,6 +168,7 @@ impl Metrics {
         self.0.request_duration.record(record.latency.as_secs_f64(), &by_route);
         let of = [KeyValue::new("tenant", tenant), KeyValue::new("route", route), KeyValue::new("policy", policy)];
         self.0.saved.add(record.saved.nanos(), &of);
+        self.0.baseline.add((record.saved + record.cost.amount).nanos().unsigned_abs(), &of);
         let mut with_basis = of.to_vec();
         with_basis.push(KeyValue::new("basis", record.cost.basis.as_str()));
         self.0.cost.add(record.cost.amount.nanos().unsigned_abs(), &with_basis);
@@ -199,18 +177,18 @@ impl Metrics {
     /// Counts a finished attempt.
     pub fn attempt_finished(&self, record: &AttemptRecord<'_>) {
         let mut attributes = vec![
-            KeyValue::new("gen_ai.operation.name", "chat"),
-            KeyValue::new("gen_ai.provider.name", record.provider.to_owned()),
-            KeyValue::new("gen_ai.request.model", record.model.to_owned()),
+            KeyValue::new(attribute::OPERATION, names::CHAT),
+            KeyValue::new(attribute::PROVIDER, record.provider.to_owned()),
+            KeyValue::new(attribute::REQUEST_MODEL, record.model.to_owned()),
         ];
         let mut ended = attributes.clone();
         ended.push(KeyValue::new("status", record.status.as_str()));
         self.0.attempts.add(1, &ended);
         if !record.response_model.is_empty() {
-            attributes.push(KeyValue::new("gen_ai.response.model", record.response_model.to_owned()));
+            attributes.push(KeyValue::new(attribute::RESPONSE_MODEL, record.response_model.to_owned()));
         }
         if !record.error.is_empty() {
-            attributes.push(KeyValue::new("error.type", record.error.to_owned()));
+            attributes.push(KeyValue::new(attribute::ERROR, record.error.to_owned()));
         }
         let (duration, first) = match record.route {
             Route::Local => (&self.0.server_duration, &self.0.server_first_token),
@@ -220,10 +198,16 @@ impl Metrics {
         if let Some(first_chunk) = record.first_chunk {
             first.record(first_chunk.as_secs_f64(), &attributes);
         }
-        self.0.cpu.add(record.cpu_seconds, &[KeyValue::new("model", record.model.to_owned())]);
+        if record.route == Route::Local {
+            self.0.cpu.add(record.cpu_seconds, &[KeyValue::new("model", record.model.to_owned())]);
+            if let (Some(first), later @ 1..) = (record.first_chunk, record.usage.output_tokens.saturating_sub(1)) {
+                let per_token = record.latency.saturating_sub(first).as_secs_f64() / later as f64;
+                self.0.server_per_token.record(per_token, &attributes);
+            }
+        }
         for (kind, tokens) in [("input", record.usage.input_tokens), ("output", record.usage.output_tokens)] {
             let mut of_kind = attributes.clone();
-            of_kind.push(KeyValue::new("gen_ai.token.type", kind));
+            of_kind.push(KeyValue::new(attribute::TOKEN_TYPE, kind));
             self.0.client_tokens.record(tokens, &of_kind);
         }
     }
@@ -276,5 +260,123 @@ impl Metrics {
     pub fn budget_used(&self, tenant: &str, window: &'static str, share: f64) {
         let of = [KeyValue::new("tenant", self.tenant(tenant)), KeyValue::new("window", window)];
         self.0.budget_used.record(share, &of);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::CostBasis;
+    use crate::telemetry::{LogFormat, Telemetry, TelemetryConfig};
+
+    fn telemetry() -> Telemetry {
+        let config = TelemetryConfig { format: LogFormat::Json, filter: "error".to_owned(), otlp_endpoint: None };
+        Telemetry::start(&config).unwrap()
+    }
+
+    fn request(tenant: &str, cost: i64, saved: i64) -> RequestRecord<'_> {
+        RequestRecord {
+            tenant,
+            route: Some(Route::Remote),
+            policy: "balanced",
+            reason: "score_below_threshold",
+            status: EntryStatus::Ok,
+            latency: Duration::from_millis(20),
+            cost: Cost { amount: NanoUsd::new(cost), basis: CostBasis::Reported },
+            saved: NanoUsd::new(saved),
+        }
+    }
+
+    fn attempt(route: Route, error: &str) -> AttemptRecord<'_> {
+        AttemptRecord {
+            route,
+            provider: "openai",
+            model: "openai/large",
+            response_model: "large-2026",
+            status: EntryStatus::Ok,
+            error,
+            latency: Duration::from_millis(110),
+            first_chunk: Some(Duration::from_millis(10)),
+            usage: Usage { input_tokens: 30, output_tokens: 11, ..Usage::default() },
+            cpu_seconds: 0.25,
+        }
+    }
+
+    fn everything(metrics: &Metrics) {
+        metrics.request_finished(&request("acme", 700, 300));
+        metrics.attempt_finished(&attempt(Route::Remote, ""));
+        metrics.attempt_finished(&attempt(Route::Local, "overloaded"));
+        metrics.decision_made(Duration::from_micros(80));
+        metrics.score("small", 0.75);
+        metrics.rule_errors("balanced", "a rule", 2);
+        metrics.ledger_backlog(9);
+        metrics.local_model("small", true, 1, 2);
+        metrics.remote_model("openai/large", false);
+        metrics.policies(true);
+        metrics.policy_certified("balanced", true);
+        metrics.budget_used("acme", "day", 0.5);
+    }
+
+    /// Every metric of the table is exposed under the name that dashboards rely on.
+    #[test]
+    fn every_metric_is_exposed() {
+        let telemetry = telemetry();
+        everything(&telemetry.metrics());
+        let text = telemetry.render();
+        for metric in names::ALL {
+            let exposed = metric.name.replace('.', "_");
+            let unit = match metric.unit {
+                "s" => "_seconds",
+                "By" => "_bytes",
+                _ => "",
+            };
+            let there = text.lines().any(|line| line.starts_with(&format!("# TYPE {exposed}{unit}")));
+            assert!(there, "{exposed}{unit} is not in\n{text}");
+            assert!(text.contains(metric.what), "{} has its description", metric.name);
+        }
+    }
+
+    #[test]
+    fn figures_and_labels_are_right() {
+        let telemetry = telemetry();
+        everything(&telemetry.metrics());
+        let text = telemetry.render();
+        let check = |start: &str, end: &str| {
+            let there = text.lines().any(|line| line.starts_with(start) && line.ends_with(end));
+            assert!(there, "{start}…{end} is not in\n{text}");
+        };
+        check(
+            "sluice_cost_nano_usd_total{basis=\"reported\",policy=\"balanced\",route=\"remote\",tenant=\"acme\"}",
+            " 700",
+        );
+        check("sluice_baseline_nano_usd_total{", " 1000");
+        check("sluice_saved_nano_usd{", " 300");
+        check("sluice_remote_up{model=\"openai/large\"}", " 0");
+        check("sluice_policy_reload_failed", " 1");
+        check("sluice_ledger_backlog_bytes", " 9");
+        check("gen_ai_client_operation_duration_seconds_count{", " 1");
+        // Ten tokens after the first in 100 ms.
+        check("gen_ai_server_time_per_output_token_seconds_sum{", " 0.01");
+        let failed = text.lines().find(|line| line.starts_with("gen_ai_server_request_duration_seconds_count"));
+        assert!(failed.unwrap().contains("error_type=\"overloaded\""), "{failed:?}");
+    }
+
+    #[test]
+    fn tenants_past_the_cap_share_a_label() {
+        let telemetry = telemetry();
+        let metrics = telemetry.metrics();
+        for number in 0..MAX_TENANTS + 50 {
+            metrics.request_finished(&request(&format!("tenant-{number}"), 1, 0));
+        }
+        let text = telemetry.render();
+        let series = text.lines().filter(|line| line.starts_with("sluice_requests_total{"));
+        assert_eq!(series.clone().count(), MAX_TENANTS + 1);
+        let other = series.filter(|line| line.contains("tenant=\"other\"")).collect::<Vec<_>>();
+        assert!(other.len() == 1 && other[0].ends_with(" 50"), "{other:?}");
+    }
+
+    #[test]
+    fn disabled_metrics_take_everything() {
+        everything(&Metrics::disabled());
     }
 }
