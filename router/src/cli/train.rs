@@ -44,7 +44,7 @@ pub struct ScorerArguments {
     /// The catalog the policies name models of; `models.toml` beside the first policy if absent.
     #[arg(long, value_name = "FILE")]
     pub catalog: Option<PathBuf>,
-    /// A file whose text goes into the card before the figures: where the outcomes come from.
+    /// A file whose text is added to the card: where the outcomes come from, say.
     #[arg(long, value_name = "FILE.md")]
     pub about: Option<PathBuf>,
     /// Decides the order in which outcomes are learnt.
