@@ -5,6 +5,7 @@
 
 mod attempt;
 mod facts;
+mod follow;
 mod observe;
 mod record;
 mod reply;
@@ -17,12 +18,13 @@ pub use reply::{
 use crate::backend::resilience::RetryPolicy;
 use crate::backend::{Availability, Backend};
 use crate::budget::{BudgetLimits, Budgets};
-use crate::cache::{CacheKey, ExactCache};
+use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Constraints, Decision, Message, ModelId, Request, Route, TenantId};
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
 use crate::telemetry::Metrics;
+use follow::FlightItem;
 use run::{RETRY_SOON, Run};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -71,6 +73,7 @@ pub struct Gateway {
     backends: HashMap<ModelId, Arc<dyn Backend>>,
     scorers: Arc<Scorers>,
     cache: ExactCache,
+    flights: Flights<CacheKey, FlightItem>,
     budgets: Arc<Budgets>,
     tenant_limits: HashMap<TenantId, BudgetLimits>,
     default_limits: BudgetLimits,
@@ -103,6 +106,7 @@ impl Gateway {
             backends: parts.backends,
             scorers: parts.scorers,
             cache: parts.cache,
+            flights: Flights::new(parts.tracker.clone()),
             budgets: parts.budgets,
             tenant_limits: parts.tenant_limits,
             default_limits: parts.default_limits,
@@ -148,7 +152,7 @@ impl Gateway {
                 return Err(self.refused(request, received, received_at, kind, Some(constraints)));
             }
         };
-        Ok(self.start(admitted, decision))
+        Ok(self.start_or_join(admitted, decision))
     }
 
     /// Tells how a request would be decided; nothing is served, held or recorded.

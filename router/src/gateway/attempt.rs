@@ -193,7 +193,8 @@ fn failed(error: BackendError) -> AttemptEnd {
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+/// Ends at the deadline; never without one.
+pub(super) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,

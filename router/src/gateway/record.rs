@@ -180,7 +180,9 @@ impl Gateway {
     ) {
         let admitted = &run.admitted;
         let baseline = match status {
-            EntryStatus::Ok => self.baseline(admitted, &run.decision, &run.totals, run.answer.len() as u64).amount,
+            EntryStatus::Ok => run
+                .baseline
+                .unwrap_or_else(|| self.baseline(admitted, &run.decision, &run.totals, run.answer.len() as u64).amount),
             _ => NanoUsd::ZERO,
         };
         self.write(
@@ -196,7 +198,7 @@ impl Gateway {
                 baseline,
                 finish_reason: reason,
                 error: error.map_or("", GatewayErrorKind::code),
-                cached_from: None,
+                cached_from: run.cached_from,
             },
         );
     }

@@ -5,7 +5,9 @@ use super::attempt::{AttemptEnd, attempt};
 use super::reply::{FailureReport, GatewayError, GatewayErrorKind, ReplyEvent, Summary};
 use super::{Admitted, Gateway};
 use crate::backend::BackendError;
-use crate::domain::{Cost, Decision, EntryStatus, Finish, ModelId, Placement, Reason, ReasonCode, Route, Usage};
+use crate::domain::{
+    Cost, Decision, EntryStatus, Finish, ModelId, NanoUsd, Placement, Reason, ReasonCode, RequestId, Route, Usage,
+};
 use crate::policy::OnExhausted;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +48,10 @@ pub struct Run {
     pub(super) shown: bool,
     pub(super) first_byte: Option<Duration>,
     pub(super) answer: String,
+    /// The request whose answer this one shares.
+    pub(super) cached_from: Option<RequestId>,
+    /// A baseline that is known otherwise.
+    pub(super) baseline: Option<NanoUsd>,
     tried: Vec<ModelId>,
 }
 
@@ -61,25 +67,30 @@ impl Run {
             shown: false,
             first_byte: None,
             answer: String::new(),
+            cached_from: None,
+            baseline: None,
             tried: Vec::new(),
         }
     }
 
     /// Serves the request to its end and books it; the last event goes out after the booking.
     pub(super) async fn finish(mut self) {
-        let last = match self.serve().await {
+        match self.serve().await {
             Ok(finish) => {
                 let summary = self.summary(&finish);
                 self.gateway.keep_answer(&self, &finish).await;
                 self.gateway.record(&self, EntryStatus::Ok, Some(finish.reason), None);
-                Ok(ReplyEvent::Finished(Box::new(summary)))
+                let _hung_up = self.events.send(Ok(ReplyEvent::Finished(Box::new(summary)))).await;
             }
-            Err(kind) => {
-                self.gateway.record(&self, entry_status(&kind), None, Some(&kind));
-                Err(GatewayError { kind, report: Some(Box::new(self.report())) })
-            }
-        };
-        let _hung_up = self.events.send(last).await;
+            Err(kind) => self.fail(kind).await,
+        }
+    }
+
+    /// Books the request as failed and tells the caller.
+    pub(super) async fn fail(&self, kind: GatewayErrorKind) {
+        self.gateway.record(self, entry_status(&kind), None, Some(&kind));
+        let error = GatewayError { kind, report: Some(Box::new(self.report())) };
+        let _hung_up = self.events.send(Err(error)).await;
     }
 
     async fn serve(&mut self) -> Result<Finish, GatewayErrorKind> {

@@ -1,0 +1,89 @@
+//! A whole gateway with a simulated large model behind it, in this process, for one test.
+
+use router::app::App;
+use router::cli::simulate::shipped_prices;
+use router::domain::NanoUsd;
+use router::settings::{Settings, Target};
+use router::simulate::{Simulator, SimulatorConfig};
+use sluice_proto::client::Client;
+use sluice_proto::v1;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A running gateway and all that belongs to it.
+pub struct House {
+    pub app: App,
+    pub simulator: Simulator,
+    pub client: Client,
+    pub folder: tempfile::TempDir,
+    stop: CancellationToken,
+}
+
+/// Settings for a test: a free port, a folder of its own, the simulator as target `openai`.
+pub fn settings(folder: &tempfile::TempDir, simulator: &Simulator) -> Settings {
+    let mut settings = Settings::from(None, HashMap::new(), &|_| None).unwrap();
+    settings.listen = "127.0.0.1:0".parse().unwrap();
+    settings.data_dir = folder.path().join("data");
+    settings.telemetry.filter = "error".to_owned();
+    settings.shutdown_grace = Duration::from_secs(10);
+    settings.targets.insert("openai".to_owned(), Target::at(simulator.base_url()));
+    settings
+}
+
+/// A simulator that answers at once.
+pub async fn simulator(stop: &CancellationToken) -> Simulator {
+    let config = SimulatorConfig { prices: shipped_prices().unwrap(), ..SimulatorConfig::default() };
+    Simulator::start(config, &TaskTracker::new(), stop.clone()).await.unwrap()
+}
+
+impl House {
+    /// Builds one with changed settings.
+    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let simulator = simulator(&stop).await;
+        let mut settings = settings(&folder, &simulator);
+        change(&mut settings);
+        let app = App::start(settings).await.unwrap();
+        let client = Client::connect(&app.url(), None, None).await.unwrap();
+        Self { app, simulator, client, folder, stop }
+    }
+
+    /// Builds one.
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// Shuts it down, and checks that the ledger's costs are the simulator's bill.
+    pub async fn close(mut self) {
+        let request = v1::SummarizeRequest::default();
+        let rows = self.client.usage.summarize(request).await.unwrap().into_inner().rows;
+        let spent: i64 = rows.iter().flat_map(|row| &row.cost).map(|cost| cost.nano_usd).sum();
+        assert_eq!(NanoUsd::new(spent), self.simulator.total(), "the ledger and the bill differ");
+        drop(self.client);
+        self.app.shutdown().await;
+        self.stop.cancel();
+    }
+}
+
+/// An ask at temperature 0 that must be served remotely.
+pub fn remote(prompt: &str) -> v1::Ask {
+    let mut ask = sluice_proto::client::ask(prompt);
+    ask.placement = v1::Placement::RemoteOnly.into();
+    ask.limits = Some(v1::Limits { temperature: Some(0.0), ..v1::Limits::default() });
+    ask
+}
+
+/// An ask that must be served in this process.
+pub fn local(prompt: &str) -> v1::Ask {
+    let mut ask = sluice_proto::client::ask(prompt);
+    ask.placement = v1::Placement::LocalOnly.into();
+    ask
+}
+
+/// Asks for one whole answer.
+pub async fn complete(client: &mut Client, ask: v1::Ask) -> Result<v1::CompleteResponse, tonic::Status> {
+    Ok(client.gateway.complete(v1::CompleteRequest { ask: Some(ask) }).await?.into_inner())
+}
