@@ -12,6 +12,7 @@ const FILES: [&str; 5] = [
     "sluice/v1/usage.proto",
 ];
 
+#[allow(clippy::disallowed_methods, reason = "cargo tells a build script where to write by OUT_DIR")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=sluice");
     let descriptors = protox::compile(FILES, ["."])?;

@@ -7,6 +7,7 @@
     missing_docs,
     clippy::doc_markdown,
     clippy::large_enum_variant,
+    clippy::allow_attributes_without_reason,
     reason = "generated code: the documentation is that of the .proto files"
 )]
 pub mod v1 {

@@ -140,7 +140,7 @@ impl Gateway {
             cache_key,
             _permit: Some(permit),
         };
-        if let Some(reply) = self.from_cache(&admitted).await {
+        if let Some(reply) = self.answer_from_cache(&admitted).await {
             return Ok(reply);
         }
         let decided = self.decide(&admitted);

@@ -75,7 +75,7 @@ impl<'text> Problems<'text> {
 
     /// All problems in the order of the file.
     pub fn into_found(mut self) -> Vec<Problem> {
-        self.found.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+        self.found.sort_by_key(|problem| (problem.line, problem.column));
         self.found
     }
 }

@@ -105,6 +105,7 @@ async fn ask(client: &mut Client, request: &DemoRequest) -> Outcome {
     ask.limits = Some(v1::Limits { temperature: Some(0.0), ..v1::Limits::default() });
     ask.placement = match request.placement {
         Placement::LocalOnly => v1::Placement::LocalOnly.into(),
+        Placement::PreferLocal => v1::Placement::PreferLocal.into(),
         _ => v1::Placement::Auto.into(),
     };
     ask.labels.extend(request.label.map(|(key, value)| (key.to_owned(), value.to_owned())));
@@ -221,7 +222,8 @@ async fn report(
         "easy, local  {local} of {}, {right} of them right",
         outcomes.iter().filter(|(r, _)| r.shows == Shows::Easy).count()
     )?;
-    writeln!(out, "declined drafts shown: {declined_shown}")?;
+    let escalated = on(v1::Route::Cascade).count();
+    writeln!(out, "declined drafts: {escalated} went on to the large model, {declined_shown} were shown")?;
     if spent != bill {
         writeln!(out, "THE LEDGER AND THE BILL DIFFER")?;
     }

@@ -331,7 +331,8 @@ mod tests {
 
     #[test]
     fn auc_counts_pairs() {
-        let table: [(&[(f64, u8)], Option<f64>); 6] = [
+        type Case<'a> = (&'a [(f64, u8)], Option<f64>);
+        let table: [Case<'_>; 6] = [
             (&[(0.1, 0), (0.2, 1)], Some(1.0)),
             (&[(0.2, 0), (0.1, 1)], Some(0.0)),
             (&[(0.1, 0), (0.1, 1)], Some(0.5)),
@@ -376,7 +377,7 @@ mod tests {
 
     #[test]
     fn maps_rise_and_stay_probabilities() {
-        let rows = drawn(400, 4, |x| sigmoid(x));
+        let rows = drawn(400, 4, sigmoid);
         let tied: Vec<Scored> = rows.iter().map(|row| Scored { score: row.score.round(), ..*row }).collect();
         for map in [platt(&rows), isotonic(&rows), blended(&rows), isotonic(&tied), platt(&tied), blended(&tied)] {
             let values: Vec<f64> = (-500..500).map(|step| map.apply(f64::from(step) / 100.0)).collect();

@@ -79,7 +79,7 @@ impl Gateway {
     }
 
     /// Answers from the cache, if the same was answered before.
-    pub(super) async fn from_cache(&self, admitted: &Admitted) -> Option<Reply> {
+    pub(super) async fn answer_from_cache(&self, admitted: &Admitted) -> Option<Reply> {
         if !admitted.constraints.cache_read {
             return None;
         }

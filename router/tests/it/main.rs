@@ -1,5 +1,7 @@
 //! Integration tests of the router: the real binary's parts, real protocols, in-process fakes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on should say where")]
+
 mod crash;
 mod house;
 mod path;

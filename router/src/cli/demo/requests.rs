@@ -13,6 +13,8 @@ pub enum Shows {
     Repeated,
     /// Must not leave the process.
     Restricted,
+    /// Tried locally first, declined there, and answered by the large model.
+    Escalated,
 }
 
 /// One request of the demo.
@@ -99,6 +101,14 @@ pub const REQUESTS: &[DemoRequest] = &[
         answer: "",
         label: None,
         placement: Placement::Auto,
+    },
+    DemoRequest {
+        shows: Shows::Escalated,
+        prompt: "Give me a detailed plan for a weekend in Lisbon.",
+        answer: "Saturday: Alfama and the castle in the morning, the tram to Belém after lunch, fado at night. Sunday: the tile \
+             museum, then the train to Cascais and a walk along the coast.",
+        label: None,
+        placement: Placement::PreferLocal,
     },
     DemoRequest {
         shows: Shows::Restricted,
