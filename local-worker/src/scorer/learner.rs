@@ -210,6 +210,14 @@ impl Learner {
 }
 
 impl FitOptions {
+    /// Ways of fitting worth comparing: a cautious one for outcomes that are mostly chance, and bolder ones for outcomes that
+    /// follow from the kind of request.
+    pub fn candidates(seed: u64) -> [Self; 3] {
+        let cautious = Self { seed, ..Self::default() };
+        let bold = Self { rate: 0.3, epochs: 10, ..cautious };
+        [cautious, Self { epochs: 20, ..cautious }, bold]
+    }
+
     /// How hard a weight with this sum of squared gradients is to move.
     fn stiffness(&self, square: f32) -> f32 {
         (SMOOTH + square.sqrt()) / self.rate + self.l2

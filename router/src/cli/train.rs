@@ -67,7 +67,7 @@ fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     let outcomes = Outcomes::read(&files)?;
     let options = TrainOptions {
         pair: Pair::new(&arguments.small, &arguments.large),
-        fit: FitOptions { seed: arguments.seed, ..FitOptions::default() },
+        fits: FitOptions::candidates(arguments.seed).to_vec(),
         outcomes_hash: outcomes.hash.clone(),
     };
     let trained = train(&outcomes.rows, &options)?;

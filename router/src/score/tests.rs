@@ -46,7 +46,7 @@ fn outcomes(count: usize) -> Vec<Outcome> {
 fn options() -> TrainOptions {
     TrainOptions {
         pair: Pair::any_large("nano"),
-        fit: FitOptions { bits: 12, ..FitOptions::default() },
+        fits: vec![FitOptions { bits: 12, ..FitOptions::default() }],
         outcomes_hash: "0123".to_owned(),
     }
 }
@@ -106,10 +106,20 @@ fn the_report_prints_every_figure() {
 fn training_is_deterministic_and_versions_follow_content() {
     let first = trained();
     assert_eq!(first.scorer.to_bytes(), trained().scorer.to_bytes());
-    let other =
-        TrainOptions { pair: Pair::any_large("nano"), fit: FitOptions { seed: 9, ..options().fit }, ..options() };
+    let other = TrainOptions { fits: vec![FitOptions { seed: 9, ..options().fits[0] }], ..options() };
     let other = train(&outcomes(3000), &other).unwrap();
     assert_ne!(first.scorer.version(), other.scorer.version());
+}
+
+#[test]
+fn the_way_of_fitting_that_ranks_best_is_used() {
+    let rows = outcomes(1200);
+    // One of the two learns nothing: its penalty is too high for any weight.
+    let useless = FitOptions { l1: 1e6, ..options().fits[0] };
+    let of = |fits: Vec<FitOptions>| train(&rows, &TrainOptions { fits, ..options() }).unwrap().scorer;
+    let useful = of(options().fits);
+    assert_eq!(of(vec![useless, options().fits[0]]).version(), useful.version());
+    assert_eq!(of(vec![options().fits[0], useless]).version(), useful.version());
 }
 
 #[test]
