@@ -33,6 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 /// Events that may wait between a backend and a slow reader before the backend is slowed down.
 const EVENT_QUEUE: usize = 64;
@@ -227,8 +228,9 @@ impl Gateway {
             constraints: admitted.constraints.clone(),
             events: Box::pin(ReceiverStream::new(receiver)),
         };
+        let span = observe::request_span(&admitted, &decision);
         let run = Run::new(Arc::clone(self), admitted, decision, events);
-        self.tracker.spawn(run.finish());
+        self.tracker.spawn(run.finish().instrument(span));
         reply
     }
 }

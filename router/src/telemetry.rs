@@ -3,6 +3,7 @@
 mod metrics;
 mod names;
 mod setup;
+pub mod spans;
 
 pub use metrics::{AttemptRecord, Metrics, RequestRecord};
 pub use setup::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

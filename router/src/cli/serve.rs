@@ -26,8 +26,9 @@ pub fn run(arguments: &ServeArguments, out: &mut dyn Write) -> anyhow::Result<Ex
         let app = App::start(settings.clone()).await?;
         greet(&app, &settings, started, out)?;
         wait_for_signal().await?;
-        writeln!(out, "stopping: requests under way finish, the ledger is flushed")?;
-        out.flush()?;
+        // Whoever read our output may be gone; that must not keep us from an orderly end.
+        let _unread =
+            writeln!(out, "stopping: requests under way finish, the ledger is flushed").and_then(|()| out.flush());
         app.shutdown().await;
         Ok(ExitCode::SUCCESS)
     })

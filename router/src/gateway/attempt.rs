@@ -1,6 +1,7 @@
 //! One attempt at one backend, metered: money is held, the journal knows of it before the backend does, tokens are
 //! counted as they flow, and whatever ends it — its end, an error, a hang-up, a deadline — is booked exactly once.
 
+use super::observe::{self, Observed};
 use super::reply::{GatewayErrorKind, ReplyEvent};
 use super::run::Run;
 use crate::backend::{AnswerStream, Backend, BackendCall, BackendError, ProbeReading, UsageProbe};
@@ -13,6 +14,7 @@ use crate::ledger::{AttemptEnded, AttemptStarted};
 use futures_util::StreamExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::Instrument as _;
 
 /// Bytes of text that make up about one token of English: the estimate where nobody counted.
 pub const BYTES_PER_TOKEN: u64 = 4;
@@ -80,9 +82,11 @@ pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd 
     let probe = UsageProbe::default();
     let clock = Instant::now();
     let first_before = run.first_byte;
-    let end = drive(run, &target, id, &probe).await;
+    let span = observe::attempt_span(run, &target.model, target.backend.route(), target.max_output_tokens);
+    let end = drive(run, &target, id, &probe).instrument(span.clone()).await;
     let first_chunk = run.first_byte.filter(|_| first_before.is_none()).map(|_| clock.elapsed());
-    book(run, &target, id, hold, &end, &Measured { reading: probe.reading(), latency: clock.elapsed(), first_chunk });
+    let measured = Measured { reading: probe.reading(), latency: clock.elapsed(), first_chunk };
+    span.in_scope(|| book(run, &target, id, hold, &end, &measured));
     end
 }
 
@@ -235,11 +239,11 @@ fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Hold>, end: 
     if let Err(error) = run.gateway.ledger.attempt_ended(&ended) {
         tracing::error!(%error, attempt = %id, "the end of an attempt could not be journalled; it will be booked at its hold");
     }
-    let response_model = match end {
-        AttemptEnd::Complete(finish) => finish.response_model.as_str(),
-        _ => "",
+    let finish = match end {
+        AttemptEnd::Complete(finish) => Some(finish),
+        _ => None,
     };
-    run.gateway.observe_attempt(&super::observe::Observed {
+    run.gateway.observe_attempt(&Observed {
         model: &target.model,
         route: target.backend.route(),
         status,
@@ -248,7 +252,8 @@ fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Hold>, end: 
         first_chunk: measured.first_chunk,
         usage,
         cpu_seconds,
-        response_model,
+        response_model: finish.map_or("", |finish| finish.response_model.as_str()),
+        finish: finish.map(|finish| finish.reason),
     });
 }
 

@@ -3,6 +3,7 @@
 //! deadline, a hang-up — is started anew for the others, as long as they were shown nothing.
 
 use super::attempt::sleep_until;
+use super::observe::request_span;
 use super::reply::{GatewayError, GatewayErrorKind, Reply, ReplyEvent, Summary};
 use super::run::{Events, Run, Totals};
 use super::{Admitted, EVENT_QUEUE, Gateway};
@@ -13,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument as _;
 
 /// What goes through a flight: an event and the request that it was first meant for.
 #[derive(Clone)]
@@ -38,9 +40,9 @@ impl Gateway {
         let events = match (role, waiting) {
             (FlightRole::Follower, Some((admitted, decision))) => {
                 let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-                self.tracker.spawn(
-                    Follower { run: Run::new(Arc::clone(self), admitted, decision, events) }.follow(subscription),
-                );
+                let span = request_span(&admitted, &decision);
+                let follower = Follower { run: Run::new(Arc::clone(self), admitted, decision, events) };
+                self.tracker.spawn(follower.follow(subscription).instrument(span));
                 ReceiverStream::new(receiver).boxed()
             }
             _ => subscription.map(|item| item.event).boxed(),

@@ -1,6 +1,6 @@
 //! Logs to the terminal, metrics to Prometheus and, where an endpoint is set, traces and metrics by OTLP.
 
-use super::Metrics;
+use super::{Metrics, spans};
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _};
@@ -113,7 +113,10 @@ impl Telemetry {
 }
 
 fn install_logs(config: &TelemetryConfig, tracers: Option<&SdkTracerProvider>) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&config.filter).map_err(|error| TelemetryError::Filter(error.to_string()))?;
+    let wrong = |error: &dyn std::fmt::Display| TelemetryError::Filter(error.to_string());
+    let filter = EnvFilter::try_new(&config.filter).map_err(|error| wrong(&error))?;
+    let unseen = format!("{}=off", spans::TARGET).parse().map_err(|error| wrong(&error))?;
+    let filter = filter.add_directive(unseen);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match config.format {
         LogFormat::Pretty => lines.with_target(false).boxed(),

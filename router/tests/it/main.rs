@@ -4,6 +4,7 @@
 
 mod crash;
 mod house;
+mod otlp;
 mod path;
 mod start;
 mod support;

@@ -7,10 +7,13 @@ use crate::edge::auth::{Caller, KeyRole};
 use crate::edge::status;
 use crate::gateway::{GatewayError, GatewayErrorKind, Reply, ReplyEvent};
 use crate::ledger::{Feedback, FeedbackOutcome, FeedbackSource, LedgerError};
+use crate::telemetry::spans;
 use futures_util::{Stream, StreamExt as _, stream};
 use sluice_proto::v1;
 use std::pin::Pin;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
+use tracing::{Instrument as _, Span};
 use v1::stream_complete_response::Event;
 
 type Events = Pin<Box<dyn Stream<Item = Result<v1::StreamCompleteResponse, Status>> + Send>>;
@@ -40,6 +43,28 @@ impl Services {
         Err(status::denied(format!("the key may not use policy `{policy}`; it may use {allowed}")))
     }
 
+    /// Serves a request and gathers its answer.
+    async fn whole(&self, call: tonic::Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
+        let request = self.request(call, |message| message.ask, false)?;
+        let mut reply = self.gateway.handle(request).await.map_err(|error| status::of_gateway(&error))?;
+        let mut text = String::new();
+        while let Some(event) = reply.events.next().await {
+            match event.map_err(|error| status::of_gateway(&error))? {
+                ReplyEvent::Rerouted(_) => {}
+                ReplyEvent::Text(more) => text.push_str(&more),
+                ReplyEvent::Finished(summary) => {
+                    let kind = Some(v1::part::Kind::Text(text));
+                    return Ok(Response::new(v1::CompleteResponse {
+                        request_id: reply.request_id.to_string(),
+                        parts: vec![v1::Part { kind }],
+                        finished: Some(wire::finished(&summary)),
+                    }));
+                }
+            }
+        }
+        Err(Status::internal("the answer ended without its end: a fault of the gateway"))
+    }
+
     /// Status of an error of the ledger.
     pub(super) fn ledger_status(error: &LedgerError) -> Status {
         match error {
@@ -67,33 +92,18 @@ impl v1::gateway_service_server::GatewayService for Services {
         &self,
         call: tonic::Request<v1::CompleteRequest>,
     ) -> Result<Response<v1::CompleteResponse>, Status> {
-        let request = self.request(call, |message| message.ask, false)?;
-        let mut reply = self.gateway.handle(request).await.map_err(|error| status::of_gateway(&error))?;
-        let mut text = String::new();
-        while let Some(event) = reply.events.next().await {
-            match event.map_err(|error| status::of_gateway(&error))? {
-                ReplyEvent::Rerouted(_) => {}
-                ReplyEvent::Text(more) => text.push_str(&more),
-                ReplyEvent::Finished(summary) => {
-                    let kind = Some(v1::part::Kind::Text(text));
-                    return Ok(Response::new(v1::CompleteResponse {
-                        request_id: reply.request_id.to_string(),
-                        parts: vec![v1::Part { kind }],
-                        finished: Some(wire::finished(&summary)),
-                    }));
-                }
-            }
-        }
-        Err(Status::internal("the answer ended without its end: a fault of the gateway"))
+        let span = span("sluice.v1.GatewayService/Complete", call.metadata());
+        self.whole(call).instrument(span).await
     }
 
     async fn stream_complete(
         &self,
         call: tonic::Request<v1::StreamCompleteRequest>,
     ) -> Result<Response<Self::StreamCompleteStream>, Status> {
+        let span = span("sluice.v1.GatewayService/StreamComplete", call.metadata());
         let request = self.request(call, |message| message.ask, true)?;
-        let reply = self.gateway.handle(request).await.map_err(|error| status::of_gateway(&error))?;
-        Ok(Response::new(events(reply)))
+        let reply = self.gateway.handle(request).instrument(span.clone()).await;
+        Ok(Response::new(events(reply.map_err(|error| status::of_gateway(&error))?, span)))
     }
 
     async fn explain(&self, call: tonic::Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
@@ -162,21 +172,30 @@ impl v1::gateway_service_server::GatewayService for Services {
     }
 }
 
+/// The span of a call, within the caller's trace if its metadata names one.
+fn span(method: &'static str, metadata: &MetadataMap) -> Span {
+    let header = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    spans::call_span(method, header("traceparent"), header("tracestate"))
+}
+
 /// A reply as wire events: `started`, then whatever comes. Dropping the stream drops the reply, which hangs up.
-fn events(reply: Reply) -> Events {
+/// The span of the call lasts as long as the stream.
+fn events(reply: Reply, span: Span) -> Events {
     let started = v1::Started {
         request_id: reply.request_id.to_string(),
         decision: Some(wire::decision(&reply.decision, Some(&reply.constraints))),
     };
     let constraints = reply.constraints;
     let wrap = |event| Ok(v1::StreamCompleteResponse { event: Some(event) });
-    let rest = reply.events.map(move |event| match event {
-        Ok(ReplyEvent::Rerouted(decision)) => {
-            wrap(Event::Rerouted(v1::Rerouted { decision: Some(wire::decision(&decision, Some(&constraints))) }))
-        }
-        Ok(ReplyEvent::Text(text)) => wrap(Event::Delta(v1::Delta { kind: Some(v1::delta::Kind::Text(text)) })),
-        Ok(ReplyEvent::Finished(summary)) => wrap(Event::Finished(wire::finished(&summary))),
-        Err(error) => Err(status::of_gateway(&error)),
+    let rest = reply.events.map(move |event| {
+        span.in_scope(|| match event {
+            Ok(ReplyEvent::Rerouted(decision)) => {
+                wrap(Event::Rerouted(v1::Rerouted { decision: Some(wire::decision(&decision, Some(&constraints))) }))
+            }
+            Ok(ReplyEvent::Text(text)) => wrap(Event::Delta(v1::Delta { kind: Some(v1::delta::Kind::Text(text)) })),
+            Ok(ReplyEvent::Finished(summary)) => wrap(Event::Finished(wire::finished(&summary))),
+            Err(error) => Err(status::of_gateway(&error)),
+        })
     });
     Box::pin(stream::iter([wrap(Event::Started(started))]).chain(rest))
 }
