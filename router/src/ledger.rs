@@ -394,3 +394,6 @@ impl Ledger {
         self.journal.backlog_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,19 +53,19 @@ pub struct AskOptions {
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
     /// Most tokens to generate.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub max_tokens: Option<i32>,
     /// 0 is greedy.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Sample from the likeliest tokens that together have this probability.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Text that ends the answer; may be repeated.
     #[arg(long)]
     pub stop: Vec<String>,
     /// Seed of the sampler.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub seed: Option<i64>,
     /// Conversation the request belongs to.
     #[arg(long, default_value = "")]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Hexadecimal digits of the checksum: the first half of blake3's first 16 bytes.
 const CHECKSUM_DIGITS: usize = 16;
@@ -39,6 +40,8 @@ pub struct Journal {
     drained_bytes: AtomicU64,
     drained: watch::Sender<Position>,
     grown: tokio::sync::Notify,
+    /// Fired when the writer is gone: nobody drains any more.
+    writer_gone: CancellationToken,
 }
 
 fn segment_path(folder: &Path, segment: u64) -> PathBuf {
@@ -106,6 +109,7 @@ impl Journal {
             drained_bytes: AtomicU64::new(0),
             drained: watch::Sender::new(*taken),
             grown: tokio::sync::Notify::new(),
+            writer_gone: CancellationToken::new(),
         })
     }
 
@@ -161,7 +165,15 @@ impl Journal {
     /// Waits until the store has taken everything before `position`, or the writer is gone.
     pub async fn drained_to(&self, position: Position) {
         let mut drained = self.drained.subscribe();
-        let _writer_gone = drained.wait_for(|now| *now >= position).await;
+        tokio::select! {
+            _ = drained.wait_for(|now| *now >= position) => {}
+            () = self.writer_gone.cancelled() => {}
+        }
+    }
+
+    /// To be held by the writer: its drop says that nobody drains any more.
+    pub fn writer_guard(&self) -> DropGuard {
+        self.writer_gone.clone().drop_guard()
     }
 
     /// Bytes that the store has not taken.

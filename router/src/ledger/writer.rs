@@ -31,6 +31,7 @@ pub async fn drain(journal: &Journal, store: &Store) -> Result<u64, LedgerError>
 
 /// Drains whenever the journal grows, until `stop` fires and everything is drained.
 pub async fn run(journal: Arc<Journal>, store: Store, stop: CancellationToken) {
+    let _gone = journal.writer_guard();
     let mut wait = BACKOFF.0;
     loop {
         match drain(&journal, &store).await {

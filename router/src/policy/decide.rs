@@ -126,8 +126,11 @@ impl Policy {
         let Some(large) = large.first() else {
             // A large model that is merely down does not make a small one good enough, unless the policy says so.
             let allowed = self.local_when_remote_is_down || self.large.is_empty();
-            let detail = "no large model is available".to_owned();
-            return best_small.filter(|_| allowed).map(|small| certain(small, ReasonCode::RemoteUnavailable, detail));
+            let (code, detail) = match self.large.is_empty() {
+                true => (ReasonCode::OnlyCandidate, "the policy has no large model".to_owned()),
+                false => (ReasonCode::RemoteUnavailable, "no large model is available".to_owned()),
+            };
+            return best_small.filter(|_| allowed).map(|small| certain(small, code, detail));
         };
         let Some(small) = best_small else {
             return Some(certain(large, ReasonCode::OnlyCandidate, "no small model can serve this request".to_owned()));

@@ -219,7 +219,10 @@ impl Policy {
             ("policy", self.placement),
         ];
         let placement = Placement::combine(asked)?;
-        let placement_by = asked.iter().find(|(_, asked)| *asked == placement).map_or("policy", |(who, _)| who);
+        let placement_by = match placement {
+            Placement::Auto => "default",
+            _ => asked.iter().find(|(_, asked)| *asked == placement).map_or("default", |(who, _)| who),
+        };
         let caches = self.exact_cache.is_some() && !rule.is_some_and(|rule| rule.cache_off);
         Ok(Constraints {
             placement,
