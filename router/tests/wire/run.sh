@@ -11,6 +11,7 @@ if [ ! -x "$cache/venv/bin/pytest" ]; then
   python3 -m venv "$cache/venv"
   "$cache/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 fi
+(cd "$root/proto" && "$cache/venv/bin/buf" lint .)
 rm -rf "$cache/stubs"
 mkdir -p "$cache/stubs"
 "$cache/venv/bin/python" -m grpc_tools.protoc -I "$root/proto" \
