@@ -2,11 +2,11 @@
 "use strict";
 
 const RANGES = [
-  { name: "15 minutes", minutes: 15, buckets: 60 },
-  { name: "1 hour", minutes: 60, buckets: 60 },
-  { name: "24 hours", minutes: 1440, buckets: 48 },
-  { name: "7 days", minutes: 10080, buckets: 56 },
-  { name: "30 days", minutes: 43200, buckets: 60 },
+  { name: "15 minutes", last: "last 15 minutes", minutes: 15, buckets: 60 },
+  { name: "1 hour", last: "last hour", minutes: 60, buckets: 60 },
+  { name: "24 hours", last: "last 24 hours", minutes: 1440, buckets: 48 },
+  { name: "7 days", last: "last 7 days", minutes: 10080, buckets: 56 },
+  { name: "30 days", last: "last 30 days", minutes: 43200, buckets: 60 },
 ];
 const ROUTES = ["cache", "local", "cascade", "remote"];
 const GROUPS = { route: "route", model: "model", policy: "policy", tenant: "tenant" };
@@ -86,9 +86,9 @@ function tiles({ total, groups }) {
   const own = view.group === "route" ? of("cache") + of("local") : null;
   const failed = total.requests - ok;
   return element("dl", { class: "tiles" },
-    tile("Spent", money(cost), basis || "as backends reported", exactMoney(cost)),
-    tile("Saved (estimate)", money(saved), `${percent(saved, baseline)} of ${money(baseline)} all-remote`, exactMoney(saved)),
-    tile("Requests", count(total.requests), failed > 0 ? `${count(failed)} without an answer` : "all answered"),
+    tile("Spent", money(cost), basis || (cost > 0n ? "as backends reported" : ""), exactMoney(cost)),
+    tile("Saved (estimate)", money(saved), baseline > 0n ? `${percent(saved, baseline)} of ${money(baseline)} all-remote` : "", exactMoney(saved)),
+    tile("Requests", count(total.requests), failed > 0 ? `${count(failed)} without an answer` : ok > 0 ? "all answered" : ""),
     own === null ? null : tile("Without the large model", percent(own, ok), `${count(of("local"))} local, ${count(of("cache"))} cached`),
     tile("Latency, median", total.requests > 0 ? duration(total.p50_ms) : "–", total.requests > 0 ? `99 % under ${duration(total.p99_ms)}` : ""),
     tile("Tokens", count(total.input_tokens + total.output_tokens), `${count(total.input_tokens)} in, ${count(total.output_tokens)} out`));
@@ -156,7 +156,7 @@ function figures(name, header, rows) {
 
 function nothingYet() {
   return element("div", { class: "empty" },
-    element("p", {}, `No request in the last ${RANGES[view.range].name}. Send one, or choose a longer range:`),
+    element("p", {}, `No request in the ${RANGES[view.range].last}. Send one, or choose a longer range:`),
     element("pre", {}, `sluice ask --server ${location.origin} "I was charged twice."`));
 }
 
@@ -175,7 +175,7 @@ function requestsChart(summary) {
   return [
     stackedBars({
       ...chartSize(), starts, series, time, integers: true, axis: (value) => count(value),
-      label: `Requests by ${view.group} over the last ${RANGES[view.range].name}: ${sums.map(({ name, value }) => `${name} ${value}`).join(", ")}`,
+      label: `Requests by ${view.group} over the ${RANGES[view.range].last}: ${sums.map(({ name, value }) => `${name} ${value}`).join(", ")}`,
       describe: (index) => `${time(starts[index])}\n${parts(index).join("\n") || "nothing"}`,
     }),
     legend(series.map(({ name, className }, index) => ({ className, name, value: sums[index].value }))),
@@ -206,7 +206,7 @@ function moneyChart(summary) {
         { name: "saved", className: "saved", values: saved.map(Number) },
       ],
       axis: (value) => money(BigInt(Math.round(value))),
-      label: `Money over the last ${RANGES[view.range].name}: spent ${money(totals.spent)}, saved ${money(totals.saved)} by estimate`,
+      label: `Money over the ${RANGES[view.range].last}: spent ${money(totals.spent)}, saved ${money(totals.saved)} by estimate`,
       describe: (index) => `${time(starts[index])}\nspent ${exactMoney(spent[index])}\nsaved ${exactMoney(saved[index])} (estimate)`,
     }),
     legend([
@@ -241,8 +241,12 @@ function comparison(decision) {
   return `${score(candidate.score)} ${candidate.score >= threshold ? "≥" : "<"} ${score(threshold)}`;
 }
 
+function reasonWords({ reason }) {
+  return reason.code === "declined" ? "draft declined" : words(reason.code);
+}
+
 function outcome(entry) {
-  if (entry.status === "ok") return entry.decision ? words(entry.decision.reason.code) : "";
+  if (entry.status === "ok") return entry.decision ? reasonWords(entry.decision) : "";
   return element("span", {}, element("b", { class: "bad" }, words(entry.status)), entry.error && entry.error !== entry.status ? ` ${words(entry.error)}` : "");
 }
 
@@ -313,7 +317,7 @@ function story(entry) {
     element("div", { class: "grid" },
       decision && element("section", { class: "half" }, element("h2", {}, "Decision"), decisionFacts(decision)),
       element("section", { class: "half" }, element("h2", {}, "Request"), requestFacts(entry, received)),
-      decision && decision.candidates.length > 0 && element("section", { class: "whole" }, element("h2", {}, "Candidates"), candidates(decision)),
+      decision && decision.candidates.length > 0 && element("section", { class: "whole" }, element("h2", {}, "Candidates"), candidates(entry)),
       element("section", { class: "whole" }, element("h2", {}, "Attempts"), attempts(entry)),
       element("section", { class: "half" }, element("h2", {}, "Cost"), costFacts(entry)),
       element("section", { class: "half" }, element("h2", {}, "Feedback"), feedback(entry))),
@@ -322,7 +326,7 @@ function story(entry) {
 
 function headline({ decision, status, error }) {
   if (status !== "ok") return `${words(status)[0].toUpperCase()}${words(status).slice(1)}${error && error !== status ? `: ${words(error)}` : ""}`;
-  const how = { cache: "Repeated from the cache, first written by", local: "Answered in this process by", remote: "Answered remotely by", cascade: "Draft declined or judged short, answered by" };
+  const how = { cache: "Repeated from the cache, first written by", local: "Answered in this process by", remote: "Answered remotely by", cascade: decision.reason.code === "declined" ? "Draft declined, answered by" : "Drafted and judged, answered by" };
   return `${how[decision.route] ?? "Answered by"} ${decision.model}`;
 }
 
@@ -338,7 +342,7 @@ function decisionFacts(decision) {
     facts([
       ["Route", routeMark(decision.route)],
       ["Model", decision.model],
-      ["Reason", words(decision.reason.code)],
+      ["Reason", reasonWords(decision)],
       ["Score", candidate ? `${comparison(decision)}${decision.threshold === null ? ", no threshold applied" : ""}` : "none"],
       ["Placement", decision.placement && `${decision.placement}${decision.placement_by ? ` (${decision.placement_by})` : ""}`],
       ["Rule", decision.rule],
@@ -365,15 +369,23 @@ function requestFacts(entry, received) {
   ]);
 }
 
-function candidates(decision) {
+/** What became of a candidate that nothing excluded. */
+function fate({ decision, attempts }, { model }) {
+  if (model === decision.model) return "chosen";
+  const tried = attempts.findLast((attempt) => attempt.model === model);
+  return tried ? `tried: ${words(tried.status)}` : "eligible, not chosen";
+}
+
+function candidates(entry) {
+  const { decision } = entry;
   const rows = decision.candidates.map((candidate) => element("tr", { class: candidate.excluded_by && "excluded" },
     cell("Model", null, candidate.model === decision.model ? element("b", {}, candidate.model) : candidate.model),
     cell("Route", null, routeMark(candidate.route)),
     cell("Score", "number", score(candidate.score)),
     cell("Expected", "number", money(nanos(candidate.expected_cost_nano_usd))),
-    cell("Excluded by", null, candidate.excluded_by || element("span", { class: "soft" }, candidate.model === decision.model ? "chosen" : "eligible, not chosen"))));
+    cell("Excluded by", null, candidate.excluded_by || element("span", { class: "soft" }, fate(entry, candidate)))));
   return element("div", { class: "scroll" }, element("table", { class: "cards", id: "candidates" },
-    element("thead", {}, element("tr", {}, ["Model", "Route", "Score", "Expected cost", "Excluded by"].map((name) => element("th", { scope: "col", class: /Score|cost/.test(name) && "number" }, name)))),
+    element("thead", {}, element("tr", {}, ["Model", "Route", "Score", "Expected cost", "Excluded by, or fate"].map((name) => element("th", { scope: "col", class: /Score|cost/.test(name) && "number" }, name)))),
     element("tbody", {}, rows)));
 }
 

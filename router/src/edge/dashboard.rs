@@ -1,9 +1,11 @@
 //! The embedded page and the small JSON API behind it. The page is public; its data needs a key like everything else.
 
+mod shape;
+
 use super::auth::Caller;
-use super::grpc::{Services, wire};
-use crate::domain::{Candidate, Decision, NanoUsd, RequestId, Score, TenantId};
-use crate::ledger::{Attempt, EntryFilter, GroupBy, LedgerError, Story, Summary, SummaryQuery, SummaryRow};
+use super::grpc::Services;
+use crate::domain::{RequestId, TenantId};
+use crate::ledger::{EntryFilter, GroupBy, LedgerError, SummaryQuery};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,8 +14,8 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use rust_embed::RustEmbed;
 use serde_json::{Value, json};
-use sluice_proto::v1::BudgetStatus;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use shape::{budget, figures, groups, row, story, total};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,8 +108,8 @@ async fn summary(
     headers: HeaderMap,
     Query(query): Query<HashMap<String, String>>,
 ) -> Response {
-    let tenant = match scope(&services, &headers) {
-        Ok((_, tenant)) => tenant,
+    let (caller, tenant) = match scope(&services, &headers) {
+        Ok(scope) => scope,
         Err(response) => return *response,
     };
     let group_by = match query.get("group_by").map(String::as_str) {
@@ -131,88 +133,22 @@ async fn summary(
         Ok(rows) => rows,
         Err(error) => return ledger_failed(&error),
     };
-    let tenants = tenant.map_or_else(|| services.budgets.tenants(), |tenant| vec![tenant]);
+    let mut tenants: BTreeSet<TenantId> = match tenant {
+        Some(_) => BTreeSet::new(),
+        None => services.budgets.tenants().into_iter().collect(),
+    };
+    tenants.insert(caller.tenant.clone());
     let budgets = tenants.iter().flat_map(|tenant| services.budgets_of(tenant));
     Json(json!({
         "from_ms": start,
         "to_ms": end,
         "bucket_ms": width,
         "rows": rows.iter().map(row).collect::<Vec<_>>(),
-        "groups": groups(&rows).iter().map(|(name, sums)| with("group", name, sums)).collect::<Vec<_>>(),
+        "groups": groups(&rows),
         "total": figures(&total(rows.iter().map(|row| &row.summary))),
         "budgets": budgets.map(|status| budget(&status)).collect::<Vec<_>>(),
     }))
     .into_response()
-}
-
-fn row(row: &SummaryRow) -> Value {
-    let mut value = with("group", &row.group, &row.summary);
-    value["bucket_ms"] = json!(row.bucket.as_millisecond());
-    value
-}
-
-fn with(key: &str, name: &str, summary: &Summary) -> Value {
-    let mut value = figures(summary);
-    value[key] = json!(name);
-    value
-}
-
-/// Sums per group over all buckets.
-fn groups(rows: &[SummaryRow]) -> BTreeMap<&str, Summary> {
-    let names: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
-    let of = |name: &str| total(rows.iter().filter(|row| row.group == name).map(|row| &row.summary));
-    names.into_iter().map(|name| (name, of(name))).collect()
-}
-
-fn total<'a>(summaries: impl Iterator<Item = &'a Summary>) -> Summary {
-    let mut sum = Summary::default();
-    for summary in summaries {
-        sum.requests += summary.requests;
-        for (status, count) in &summary.by_status {
-            *sum.by_status.entry(status.clone()).or_default() += count;
-        }
-        sum.cache_hits += summary.cache_hits;
-        sum.usage = sum.usage.plus(summary.usage);
-        for (basis, amount) in &summary.cost {
-            *sum.cost.entry(*basis).or_default() += *amount;
-        }
-        sum.baseline += summary.baseline;
-        sum.saved += summary.saved;
-        sum.cpu_seconds += summary.cpu_seconds;
-        sum.latency.merge(&summary.latency);
-    }
-    sum
-}
-
-/// Money goes out as text: JSON's numbers are floats in a browser.
-fn figures(summary: &Summary) -> Value {
-    let by_basis: BTreeMap<&str, String> =
-        summary.cost.iter().map(|(basis, amount)| (basis.as_str(), amount.nanos().to_string())).collect();
-    json!({
-        "requests": summary.requests,
-        "by_status": summary.by_status,
-        "cache_hits": summary.cache_hits,
-        "input_tokens": summary.usage.input_tokens,
-        "output_tokens": summary.usage.output_tokens,
-        "cost_nano_usd": summary.cost.values().copied().sum::<NanoUsd>().nanos().to_string(),
-        "cost_by_basis": by_basis,
-        "baseline_nano_usd": summary.baseline.nanos().to_string(),
-        "saved_nano_usd": summary.saved.nanos().to_string(),
-        "cpu_seconds": summary.cpu_seconds,
-        "p50_ms": summary.latency.quantile(0.5),
-        "p99_ms": summary.latency.quantile(0.99),
-    })
-}
-
-fn budget(status: &BudgetStatus) -> Value {
-    json!({
-        "tenant": status.tenant,
-        "window": status.window,
-        "limit_nano_usd": status.limit_nano_usd.to_string(),
-        "spent_nano_usd": status.spent_nano_usd.to_string(),
-        "held_nano_usd": status.held_nano_usd.to_string(),
-        "resets_ms": status.resets_unix_ms,
-    })
 }
 
 async fn entries(
@@ -275,85 +211,36 @@ async fn policies(State(services): State<Services>, headers: HeaderMap) -> Respo
     Json(json!({ "policies": policies, "reload_problem": problem })).into_response()
 }
 
-fn story(story: &Story) -> Value {
-    let entry = &story.entry;
-    let constraints = entry.constraints.as_ref();
-    let feedback: Vec<Value> = story
-        .feedback
-        .iter()
-        .map(|feedback| json!({ "source": feedback.source.as_str(), "value": feedback.value }))
-        .collect();
-    json!({
-        "id": entry.id.to_string(),
-        "tenant": entry.tenant.as_str(),
-        "received_ms": entry.received_at.as_millisecond(),
-        "status": entry.status.as_str(),
-        "error": entry.error,
-        "decision": entry.decision.as_ref().map(|made| {
-            let mut value = decision(made);
-            value["placement"] = json!(constraints.map(|constraints| constraints.placement.as_str()));
-            value["placement_by"] = json!(constraints.map(|constraints| constraints.placement_by.as_str()));
-            value["rule"] = json!(constraints.and_then(|constraints| constraints.rule.as_deref()));
-            value
-        }),
-        "cost_nano_usd": entry.cost.amount.nanos().to_string(),
-        "basis": entry.cost.basis.as_str(),
-        "baseline_nano_usd": entry.baseline.nanos().to_string(),
-        "baseline_method": entry.baseline_method,
-        "saved_nano_usd": wire::saved(entry).to_string(),
-        "latency_ms": entry.latency.as_secs_f64() * 1e3,
-        "first_byte_ms": entry.first_byte.map(|first| first.as_secs_f64() * 1e3),
-        "input_tokens": entry.usage.input_tokens,
-        "output_tokens": entry.usage.output_tokens,
-        "cpu_seconds": entry.cpu_seconds,
-        "finish_reason": entry.finish_reason.map(|reason| reason.as_str()).unwrap_or_default(),
-        "cached_from": entry.cached_from.map(|id| id.to_string()).unwrap_or_default(),
-        "labels": entry.labels,
-        "attempts": story.attempts.iter().map(attempt).collect::<Vec<_>>(),
-        "feedback": feedback,
-    })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn decision(decision: &Decision) -> Value {
-    let candidate = |candidate: &Candidate| {
-        json!({
-            "model": candidate.model.as_str(),
-            "route": candidate.route.as_str(),
-            "score": candidate.score.map(Score::get),
-            "expected_cost_nano_usd": candidate.expected_cost.amount.nanos().to_string(),
-            "excluded_by": candidate.excluded_by.as_ref().map(ToString::to_string).unwrap_or_default(),
-        })
-    };
-    json!({
-        "route": decision.route.as_str(),
-        "model": decision.model.as_str(),
-        "reason": { "code": decision.reason.code.as_str(), "detail": decision.reason.detail },
-        "threshold": decision.threshold,
-        "policy": decision.policy.name,
-        "policy_hash": decision.policy.hash,
-        "scorer": decision.scorer_version,
-        "propensity": decision.propensity,
-        "explored": decision.explored,
-        "candidates": decision.candidates.iter().map(candidate).collect::<Vec<_>>(),
-    })
-}
+    #[test]
+    fn ranges_end_with_the_running_bucket() {
+        let check = |minutes: &str, buckets: &str, expected: (i64, i64, i64)| {
+            let query =
+                [("minutes", minutes), ("buckets", buckets)].map(|(key, value)| (key.to_owned(), value.to_owned()));
+            assert_eq!(range(&query.into(), 7_199_999), expected, "{minutes} {buckets}");
+        };
+        check("60", "60", (3_600_000, 60_000, 7_200_000));
+        check("60", "1", (3_600_000, 3_600_000, 7_200_000));
+        check("1", "500", (6_700_000, 1_000, 7_200_000));
+        // What is no number, or none that makes sense, is the nearest that does.
+        check("many", "0", (3_600_000, 3_600_000, 7_200_000));
+    }
 
-fn attempt(attempt: &Attempt) -> Value {
-    let started = &attempt.started;
-    let ended = attempt.ended.as_ref();
-    json!({
-        "id": started.attempt.to_string(),
-        "model": started.model.as_str(),
-        "route": started.route.as_str(),
-        "started_ms": started.started_at.as_millisecond(),
-        "hold_nano_usd": started.hold.nanos().to_string(),
-        "status": ended.map_or("running", |ended| ended.status.as_str()),
-        "error": ended.map_or("", |ended| ended.error.as_str()),
-        "cost_nano_usd": ended.map_or(0, |ended| ended.cost.amount.nanos()).to_string(),
-        "basis": ended.map_or("", |ended| ended.cost.basis.as_str()),
-        "latency_ms": ended.map_or(0.0, |ended| ended.latency.as_secs_f64() * 1e3),
-        "input_tokens": ended.map_or(0, |ended| ended.usage.input_tokens),
-        "output_tokens": ended.map_or(0, |ended| ended.usage.output_tokens),
-        "overrun": ended.is_some_and(|ended| ended.overrun),
-    })
+    #[test]
+    fn the_page_is_embedded_and_may_load_nothing_else() {
+        for name in ["index.html", "app.js", "chart.js", "format.js", "style.css", "icon.svg"] {
+            let response = asset(name);
+            assert_eq!(response.status(), StatusCode::OK, "{name}");
+            let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+            assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+            let text = String::from_utf8(Assets::get(name).unwrap().data.into_owned()).unwrap();
+            let elsewhere = text.replace("http://www.w3.org/2000/svg", "").contains("://");
+            assert!(!elsewhere, "{name} names another place");
+            assert!(!text.contains("innerHTML") && !text.contains("style=\""), "{name} writes text only");
+        }
+        assert_eq!(asset("../Cargo.toml").status(), StatusCode::NOT_FOUND);
+    }
 }
