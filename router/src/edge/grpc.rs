@@ -14,9 +14,15 @@ use crate::ledger::Ledger;
 use crate::policy::Registry;
 use sluice_proto::v1;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::server::NamedService;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use v1::gateway_service_server::GatewayServiceServer;
 use v1::policy_service_server::PolicyServiceServer;
 use v1::usage_service_server::UsageServiceServer;
@@ -41,31 +47,56 @@ pub struct Services {
 /// Room above the prompt limit, so that a prompt that is too long gets an error that names the field.
 const DECODE_SLACK: usize = 16 << 20;
 
+/// What health answers for; the empty name is the whole server.
+const HEALTHY: [&str; 4] = [
+    "",
+    GatewayServiceServer::<Services>::NAME,
+    UsageServiceServer::<Services>::NAME,
+    PolicyServiceServer::<Services>::NAME,
+];
+
 impl Services {
-    /// All routes of the gRPC server: services, health, reflection v1 and v1alpha.
+    /// All routes of the gRPC server: services, health, reflection v1 and v1alpha. When `stopping` fires, health says
+    /// so.
     ///
     /// # Errors
     /// The descriptor set can't be read: a fault of the build.
-    pub async fn routes(&self) -> Result<Routes, tonic_reflection::server::Error> {
+    pub async fn routes(
+        &self,
+        stopping: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Routes, tonic_reflection::server::Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<GatewayServiceServer<Self>>().await;
-        health.set_serving::<UsageServiceServer<Self>>().await;
-        health.set_serving::<PolicyServiceServer<Self>>().await;
+        for name in HEALTHY {
+            health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        tasks.spawn(end_health(health, stopping));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let largest = self.max_prompt_bytes.saturating_add(DECODE_SLACK);
+        let gateway = GatewayServiceServer::new(self.clone()).max_decoding_message_size(largest);
         let mut routes = Routes::builder();
         routes
-            .add_service(GatewayServiceServer::new(self.clone()).max_decoding_message_size(largest))
-            .add_service(UsageServiceServer::new(self.clone()))
-            .add_service(PolicyServiceServer::new(self.clone()))
+            .add_service(InterceptedService::new(gateway, self.doorman()))
+            .add_service(InterceptedService::new(UsageServiceServer::new(self.clone()), self.doorman()))
+            .add_service(InterceptedService::new(PolicyServiceServer::new(self.clone()), self.doorman()))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
         Ok(routes.routes())
+    }
+
+    /// Refuses strangers before their message is read: it may be large, and memory is for those who have a key. Roles
+    /// are checked by each call.
+    fn doorman(&self) -> impl FnMut(tonic::Request<()>) -> Result<tonic::Request<()>, Status> + Clone + use<> {
+        let keys = Arc::clone(&self.keys);
+        move |call| {
+            let known = keys.caller(authorization(call.metadata())).is_some();
+            if known { Ok(call) } else { Err(status::unauthenticated()) }
+        }
     }
 
     /// Who asks, if the key has the role.
@@ -79,7 +110,21 @@ impl Services {
 
     /// Who asks, whatever the roles.
     pub(super) fn any_caller(&self, metadata: &MetadataMap) -> Result<Arc<Caller>, Status> {
-        let authorization = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        self.keys.caller(authorization).ok_or_else(status::unauthenticated)
+        self.keys.caller(authorization(metadata)).ok_or_else(status::unauthenticated)
+    }
+}
+
+fn authorization(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get("authorization")?.to_str().ok()
+}
+
+/// Says that no more is served and ends the streams of watchers: an endless one would hold up the shutdown. Whoever asks
+/// after that still hears that no more is served.
+async fn end_health(mut health: HealthReporter, stopping: CancellationToken) {
+    stopping.cancelled().await;
+    for name in HEALTHY {
+        health.set_service_status(name, ServingStatus::NotServing).await;
+        health.clear_service_status(name).await;
+        health.set_service_status(name, ServingStatus::NotServing).await;
     }
 }

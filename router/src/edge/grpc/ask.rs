@@ -7,7 +7,7 @@ use sluice_proto::v1;
 use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
 
-/// Longest conversation and end-user id, bytes.
+/// Longest conversation id, end-user id and policy name, bytes.
 const MAX_ID_BYTES: usize = 128;
 /// Most labels.
 const MAX_LABELS: usize = 32;
@@ -44,7 +44,12 @@ pub fn request(
     if !ask.tools.is_empty() {
         add(&mut wrong, "ask.tools", "tools are not served by this build; leave the field empty");
     }
-    for (field, id) in [("ask.conversation_id", &ask.conversation_id), ("ask.end_user_id", &ask.end_user_id)] {
+    let ids = [
+        ("ask.conversation_id", &ask.conversation_id),
+        ("ask.end_user_id", &ask.end_user_id),
+        ("ask.policy", &ask.policy),
+    ];
+    for (field, id) in ids {
         if id.len() > MAX_ID_BYTES {
             add(&mut wrong, field, format!("has {} bytes, at most {MAX_ID_BYTES} are allowed", id.len()));
         }
@@ -245,6 +250,17 @@ mod tests {
         check(|ask| ask.tools.push(v1::Tool::default()), &["ask.tools"]);
         check(|ask| ask.placement = 99, &["ask.placement"]);
         check(|ask| ask.conversation_id = "x".repeat(129), &["ask.conversation_id"]);
+        check(|ask| ask.end_user_id = "x".repeat(129), &["ask.end_user_id"]);
+        check(|ask| ask.policy = "x".repeat(129), &["ask.policy"]);
+        let call = || Some(v1::part::Kind::ToolCall(v1::ToolCall::default()));
+        check(|ask| ask.messages[0].parts[0].kind = call(), &["ask.messages[0].parts[0].tool_call"]);
+        let result = || Some(v1::part::Kind::ToolResult(v1::ToolResult::default()));
+        check(|ask| ask.messages[0].parts[0].kind = result(), &["ask.messages[0].parts[0].tool_result"]);
+        check(|ask| drop(ask.labels.insert("a".into(), "x".repeat(257))), &["ask.labels[a]"]);
+        check(|ask| (0..33).for_each(|n| drop(ask.labels.insert(n.to_string(), String::new()))), &["ask.labels"]);
+        let stops = |stop: Vec<String>| Some(v1::Limits { stop, ..v1::Limits::default() });
+        check(|ask| ask.limits = stops(vec!["x".to_owned(); 9]), &["ask.limits.stop"]);
+        check(|ask| ask.limits = stops(vec!["x".repeat(257)]), &["ask.limits.stop[0]"]);
         check(|ask| drop(ask.labels.insert("Bad Key".into(), "x".into())), &["ask.labels[Bad Key]"]);
         let long = || Some(v1::part::Kind::Text("x".repeat(1_001)));
         check(|ask| ask.messages[0].parts[0].kind = long(), &["ask.messages"]);
@@ -257,6 +273,43 @@ mod tests {
         };
         let all = ["ask.limits.max_tokens", "ask.limits.temperature", "ask.limits.top_p", "ask.limits.stop[0]"];
         check(|ask| ask.limits = Some(limits), &all);
+    }
+
+    #[test]
+    fn limits_are_checked_at_their_edges() {
+        let check = |limits: v1::Limits, field: Option<&str>| {
+            let mut wrong = Violations::new();
+            super::limits(limits.clone(), &mut wrong);
+            let found = wrong.first().map(|(path, _)| path.trim_start_matches("ask.limits.").to_owned());
+            assert_eq!(found.as_deref(), field, "{limits:?}");
+        };
+        let none = v1::Limits::default;
+        for (tokens, good) in [(i32::MIN, false), (-1, false), (0, false), (1, true), (131_072, true), (131_073, false)]
+        {
+            check(v1::Limits { max_tokens: Some(tokens), ..none() }, (!good).then_some("max_tokens"));
+        }
+        for (value, good) in [(-0.1, false), (0.0, true), (2.0, true), (2.1, false), (f32::INFINITY, false)] {
+            check(v1::Limits { temperature: Some(value), ..none() }, (!good).then_some("temperature"));
+        }
+        for (value, good) in [(-1.0, false), (0.001, true), (1.0, true), (1.001, false), (f32::NAN, false)] {
+            check(v1::Limits { top_p: Some(value), ..none() }, (!good).then_some("top_p"));
+        }
+    }
+
+    #[test]
+    fn what_the_key_says_wins() {
+        let mut caller = Caller::clone(&Keys::load(None).unwrap().caller(None).unwrap());
+        caller.labels = [("team".to_owned(), "search".to_owned())].into();
+        caller.default_policy = Some("frugal".to_owned());
+        caller.placement_floor = Placement::LocalOnly;
+        let mut ask = good();
+        ask.labels.insert("team".to_owned(), "mine".to_owned());
+        ask.labels.insert("app".to_owned(), "shop".to_owned());
+        let made = request(Some(ask.clone()), &caller, None, false, 1_000).unwrap();
+        assert_eq!((made.labels["team"].as_str(), made.labels["app"].as_str()), ("search", "shop"));
+        assert_eq!((made.policy.as_deref(), made.placement_floor), (Some("frugal"), Placement::LocalOnly));
+        ask.policy = "quality".to_owned();
+        assert_eq!(request(Some(ask), &caller, None, false, 1_000).unwrap().policy.as_deref(), Some("quality"));
     }
 
     #[test]

@@ -5,14 +5,14 @@ use super::{Services, wire};
 use crate::domain::{Request, RequestId};
 use crate::edge::auth::{Caller, KeyRole};
 use crate::edge::status;
-use crate::gateway::{GatewayError, GatewayErrorKind, Reply, ReplyEvent};
-use crate::ledger::{Feedback, FeedbackOutcome, FeedbackSource, LedgerError};
+use crate::gateway::{Reply, ReplyEvent};
+use crate::ledger::{Feedback, FeedbackOutcome, FeedbackSource};
 use crate::telemetry::spans;
 use futures_util::{Stream, StreamExt as _, stream};
 use sluice_proto::v1;
 use std::pin::Pin;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 use tracing::{Instrument as _, Span};
 use v1::stream_complete_response::Event;
 
@@ -65,18 +65,6 @@ impl Services {
         Err(Status::internal("the answer ended without its end: a fault of the gateway"))
     }
 
-    /// Status of an error of the ledger.
-    pub(super) fn ledger_status(error: &LedgerError) -> Status {
-        match error {
-            LedgerError::NotFound(id) => {
-                let kind = GatewayErrorKind::UnknownEntry(id.clone());
-                status::of_gateway(&GatewayError { kind, report: None })
-            }
-            LedgerError::PageToken => status::invalid(vec![("page_token".to_owned(), error.to_string())]),
-            other => Status::new(Code::Unavailable, other.to_string()),
-        }
-    }
-
     /// A ledger entry by its id, of the tenants that the caller may see.
     pub(super) fn entry_id(field: &str, text: &str) -> Result<RequestId, Status> {
         let wrong = || status::invalid(vec![(field.to_owned(), format!("`{text}` is no entry id"))]);
@@ -122,10 +110,13 @@ impl v1::gateway_service_server::GatewayService for Services {
             }
             Some(Subject::EntryId(id)) => {
                 let caller = self.any_caller(call.metadata())?;
+                if ![KeyRole::Serve, KeyRole::UsageOwn, KeyRole::UsageAll].iter().any(|role| caller.may(*role)) {
+                    return Err(status::denied("the key has no role that lets it see entries".to_owned()));
+                }
                 let all = caller.may(KeyRole::UsageAll);
                 let id = Self::entry_id("entry_id", &id)?;
                 let story = self.ledger.story((!all).then_some(&caller.tenant), id).await;
-                let story = story.map_err(|error| Self::ledger_status(&error))?;
+                let story = story.map_err(|error| status::of_ledger(&error))?;
                 let entry = wire::entry(&story);
                 Ok(Response::new(v1::ExplainResponse {
                     decision: entry.decision.clone(),
@@ -163,7 +154,7 @@ impl v1::gateway_service_server::GatewayService for Services {
         let entry = Self::entry_id("entry_id", &message.entry_id)?;
         let feedback = Feedback { entry, source, value, at: jiff::Timestamp::now() };
         let outcome = self.ledger.feedback(&caller.tenant, &feedback).await;
-        let outcome = match outcome.map_err(|error| Self::ledger_status(&error))? {
+        let outcome = match outcome.map_err(|error| status::of_ledger(&error))? {
             FeedbackOutcome::Recorded => v1::FeedbackOutcome::Recorded,
             FeedbackOutcome::Unchanged => v1::FeedbackOutcome::Unchanged,
             FeedbackOutcome::Updated => v1::FeedbackOutcome::Updated,

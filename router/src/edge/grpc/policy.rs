@@ -64,7 +64,7 @@ impl v1::policy_service_server::PolicyService for Services {
         let snapshot = self.registry.snapshot();
         // What the key may not see does not exist for it.
         let found = snapshot.policy(Some(&name)).filter(|_| may_see(&caller, &name));
-        let policy = found.ok_or_else(|| Status::not_found(format!("there is no policy `{name}`")))?;
+        let policy = found.ok_or_else(|| status::unknown_policy(&name))?;
         Ok(Response::new(v1::GetResponse {
             policy: Some(info(&policy, snapshot.default_name())),
             text: policy.text.clone(),

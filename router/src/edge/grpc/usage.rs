@@ -31,7 +31,7 @@ impl v1::usage_service_server::UsageService for Services {
         let message = call.into_inner();
         let scope = caller.usage_scope(&message.tenant).map_err(status::denied)?;
         let query = query(&message, scope.as_ref())?;
-        let rows = self.ledger.summarize(&query).await.map_err(|error| Self::ledger_status(&error))?;
+        let rows = self.ledger.summarize(&query).await.map_err(|error| status::of_ledger(&error))?;
         let tenants: Vec<TenantId> = match scope {
             Some(tenant) => vec![tenant],
             None => self.budgets.tenants(),
@@ -74,7 +74,7 @@ impl v1::usage_service_server::UsageService for Services {
             size,
             page_token: message.page_token,
         };
-        let page = self.ledger.list(&filter).await.map_err(|error| Self::ledger_status(&error))?;
+        let page = self.ledger.list(&filter).await.map_err(|error| status::of_ledger(&error))?;
         Ok(Response::new(v1::ListEntriesResponse {
             entries: page.stories.iter().map(wire::entry).collect(),
             next_page_token: page.next_page_token,
