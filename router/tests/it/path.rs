@@ -181,3 +181,37 @@ async fn requests_under_way_finish_at_shutdown() {
     let outcome = call.join_all().await.remove(0);
     assert!(!outcome.unwrap().parts.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_local_queue_spills_where_it_may_and_refuses_where_not() {
+    let house = House::with(|settings| {
+        settings.local_queue = 1;
+        settings.local_sequences = 1;
+    })
+    .await;
+    let ask = |number: usize, placement: v1::Placement| {
+        let filler = "the quick brown fox jumps over the lazy dog ".repeat(30);
+        let mut ask = sluice_proto::client::ask(format!("sentiment? [positive, negative]\n{number} {filler}"));
+        ask.placement = placement.into();
+        let mut client = house.client.clone();
+        async move { complete(&mut client, ask).await }
+    };
+    let spilled = join_all((0..40).map(|number| ask(number, v1::Placement::PreferLocal))).await;
+    let decisions: Vec<v1::Decision> =
+        spilled.into_iter().map(|answer| answer.unwrap().finished.unwrap().decision.unwrap()).collect();
+    // Found full when it was decided, or in between: either way the large model answered.
+    let full = |decision: &&v1::Decision| decision.route() == v1::Route::Remote;
+    assert!(decisions.iter().filter(full).count() > 0, "{decisions:?}");
+    assert!(decisions.iter().any(|decision| decision.route() != v1::Route::Remote), "{decisions:?}");
+    let closed = join_all((0..40).map(|number| ask(number, v1::Placement::LocalOnly))).await;
+    let refused: Vec<tonic::Status> = closed.into_iter().filter_map(Result::err).collect();
+    assert!(!refused.is_empty());
+    for status in refused {
+        // Declining is the model's right; being full is what this is about.
+        if status.code() != Code::FailedPrecondition {
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            assert!(tonic_types::StatusExt::get_error_details(&status).retry_info().is_some());
+        }
+    }
+    house.close().await;
+}
