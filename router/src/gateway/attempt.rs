@@ -82,9 +82,12 @@ pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd 
     let probe = UsageProbe::default();
     let clock = Instant::now();
     let first_before = run.first_byte;
+    let began = run.admitted.received.elapsed();
+    run.chunks = 0;
     let span = observe::attempt_span(run, &target.model, target.backend.route(), target.max_output_tokens);
     let end = drive(run, &target, id, &probe).instrument(span.clone()).await;
-    let first_chunk = run.first_byte.filter(|_| first_before.is_none()).map(|_| clock.elapsed());
+    let first_byte = run.first_byte.filter(|_| first_before.is_none());
+    let first_chunk = first_byte.map(|first_byte| first_byte.saturating_sub(began));
     let measured = Measured { reading: probe.reading(), latency: clock.elapsed(), first_chunk };
     span.in_scope(|| book(run, &target, id, hold, &end, &measured));
     end
@@ -167,6 +170,7 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
             Some(Ok(Chunk::Text { text, .. })) => {
                 run.first_byte.get_or_insert_with(|| run.admitted.received.elapsed());
                 run.shown = true;
+                run.chunks += 1;
                 run.answer.push_str(&text);
                 let sent = tokio::select! {
                     biased;
@@ -250,6 +254,7 @@ fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Hold>, end: 
         error,
         latency: measured.latency,
         first_chunk: measured.first_chunk,
+        chunks: run.chunks,
         usage,
         cpu_seconds,
         response_model: finish.map_or("", |finish| finish.response_model.as_str()),

@@ -22,6 +22,8 @@ pub struct Observed<'a> {
     pub latency: Duration,
     /// Time to the first chunk.
     pub first_chunk: Option<Duration>,
+    /// Pieces of text that it gave.
+    pub chunks: u64,
     /// Tokens.
     pub usage: Usage,
     /// Processor time, seconds.
@@ -62,6 +64,7 @@ impl Gateway {
             error: observed.error,
             latency: observed.latency,
             first_chunk: observed.first_chunk,
+            chunks: observed.chunks,
             usage: observed.usage,
             cpu_seconds: observed.cpu_seconds,
         };

@@ -47,6 +47,8 @@ pub struct Run {
     pub(super) totals: Totals,
     pub(super) shown: bool,
     pub(super) first_byte: Option<Duration>,
+    /// Pieces of text that the attempt under way has given.
+    pub(super) chunks: u64,
     pub(super) answer: String,
     /// The request whose answer this one shares.
     pub(super) cached_from: Option<RequestId>,
@@ -66,6 +68,7 @@ impl Run {
             totals: Totals::default(),
             shown: false,
             first_byte: None,
+            chunks: 0,
             answer: String::new(),
             cached_from: None,
             baseline: None,

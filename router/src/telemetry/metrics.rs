@@ -51,6 +51,8 @@ pub struct AttemptRecord<'a> {
     pub latency: Duration,
     /// Time to the first chunk.
     pub first_chunk: Option<Duration>,
+    /// Pieces of text that it gave.
+    pub chunks: u64,
     /// Tokens.
     pub usage: Usage,
     /// Processor time, seconds.
@@ -74,6 +76,7 @@ struct Instruments {
     client_duration: Histogram<f64>,
     client_tokens: Histogram<u64>,
     client_first_chunk: Histogram<f64>,
+    client_per_chunk: Histogram<f64>,
     server_duration: Histogram<f64>,
     server_first_token: Histogram<f64>,
     server_per_token: Histogram<f64>,
@@ -123,6 +126,7 @@ impl Metrics {
             client_duration: seconds(names::CLIENT_DURATION),
             client_tokens,
             client_first_chunk: seconds(names::CLIENT_FIRST_CHUNK),
+            client_per_chunk: histogram(names::CLIENT_PER_CHUNK, &names::TOKEN_SECONDS),
             server_duration: seconds(names::SERVER_DURATION),
             server_first_token: seconds(names::SERVER_FIRST_TOKEN),
             server_per_token: histogram(names::SERVER_PER_TOKEN, &names::TOKEN_SECONDS),
@@ -190,19 +194,24 @@ impl Metrics {
         if !record.error.is_empty() {
             attributes.push(KeyValue::new(attribute::ERROR, record.error.to_owned()));
         }
-        let (duration, first) = match record.route {
-            Route::Local => (&self.0.server_duration, &self.0.server_first_token),
-            _ => (&self.0.client_duration, &self.0.client_first_chunk),
+        let instruments = &self.0;
+        let (duration, first, each, pieces) = match record.route {
+            Route::Local => {
+                instruments.cpu.add(record.cpu_seconds, &[KeyValue::new("model", record.model.to_owned())]);
+                let tokens = record.usage.output_tokens;
+                (&instruments.server_duration, &instruments.server_first_token, &instruments.server_per_token, tokens)
+            }
+            _ => {
+                let first = &instruments.client_first_chunk;
+                (&instruments.client_duration, first, &instruments.client_per_chunk, record.chunks)
+            }
         };
         duration.record(record.latency.as_secs_f64(), &attributes);
         if let Some(first_chunk) = record.first_chunk {
             first.record(first_chunk.as_secs_f64(), &attributes);
-        }
-        if record.route == Route::Local {
-            self.0.cpu.add(record.cpu_seconds, &[KeyValue::new("model", record.model.to_owned())]);
-            if let (Some(first), later @ 1..) = (record.first_chunk, record.usage.output_tokens.saturating_sub(1)) {
-                let per_token = record.latency.saturating_sub(first).as_secs_f64() / later as f64;
-                self.0.server_per_token.record(per_token, &attributes);
+            if let later @ 1.. = pieces.saturating_sub(1) {
+                let rest = record.latency.saturating_sub(first_chunk);
+                each.record(rest.as_secs_f64() / later as f64, &attributes);
             }
         }
         for (kind, tokens) in [("input", record.usage.input_tokens), ("output", record.usage.output_tokens)] {
@@ -297,6 +306,7 @@ mod tests {
             error,
             latency: Duration::from_millis(110),
             first_chunk: Some(Duration::from_millis(10)),
+            chunks: 5,
             usage: Usage { input_tokens: 30, output_tokens: 11, ..Usage::default() },
             cpu_seconds: 0.25,
         }
@@ -355,7 +365,9 @@ mod tests {
         check("sluice_policy_reload_failed", " 1");
         check("sluice_ledger_backlog_bytes", " 9");
         check("gen_ai_client_operation_duration_seconds_count{", " 1");
-        // Ten tokens after the first in 100 ms.
+        check("gen_ai_client_operation_time_to_first_chunk_seconds_sum{", " 0.01");
+        // Four chunks, or ten tokens, after the first in 100 ms.
+        check("gen_ai_client_operation_time_per_output_chunk_seconds_sum{", " 0.025");
         check("gen_ai_server_time_per_output_token_seconds_sum{", " 0.01");
         let failed = text.lines().find(|line| line.starts_with("gen_ai_server_request_duration_seconds_count"));
         assert!(failed.unwrap().contains("error_type=\"overloaded\""), "{failed:?}");

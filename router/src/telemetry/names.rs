@@ -23,13 +23,19 @@ pub const CLIENT_FIRST_CHUNK: Metric = Metric {
     unit: "s",
     what: "Time to a remote model's first chunk",
 };
+/// Mean time of a remote model per chunk after the first.
+pub const CLIENT_PER_CHUNK: Metric = Metric {
+    name: "gen_ai.client.operation.time_per_output_chunk",
+    unit: "s",
+    what: "Mean time of a remote model per chunk after the first",
+};
 /// Time of a local model's whole answer.
 pub const SERVER_DURATION: Metric =
     Metric { name: "gen_ai.server.request.duration", unit: "s", what: "Time of a local model's whole answer" };
 /// Time to a local model's first token.
 pub const SERVER_FIRST_TOKEN: Metric =
     Metric { name: "gen_ai.server.time_to_first_token", unit: "s", what: "Time to a local model's first token" };
-/// Time of a local model per token after the first.
+/// Mean time of a local model per token after the first.
 pub const SERVER_PER_TOKEN: Metric = Metric {
     name: "gen_ai.server.time_per_output_token",
     unit: "s",
@@ -100,10 +106,11 @@ pub const BUDGET_USED: Metric =
 
 /// All of them: a test sees that each one is exposed.
 #[cfg(test)]
-pub const ALL: [&Metric; 24] = [
+pub const ALL: [&Metric; 25] = [
     &CLIENT_DURATION,
     &CLIENT_TOKENS,
     &CLIENT_FIRST_CHUNK,
+    &CLIENT_PER_CHUNK,
     &SERVER_DURATION,
     &SERVER_FIRST_TOKEN,
     &SERVER_PER_TOKEN,

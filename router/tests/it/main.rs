@@ -5,6 +5,7 @@
 mod crash;
 mod edge;
 mod house;
+mod metrics;
 mod otlp;
 mod path;
 mod start;
