@@ -52,7 +52,7 @@ SLUICE_LISTEN=127.0.0.1:0 SLUICE_DATA_DIR="$work/data" SLUICE_KEYS_FILE="$work/k
   "$binary" serve >"$work/serve" 2>&1 &
 pids+=($!)
 serve=$(address_in "$work/serve" READY)
-python3 router/tests/page.py "$serve" --key "$key" --expect-empty ${shots:+--shots "$shots/empty"}
+python3 router/tests/page.py "$serve" --key "$key" --expect-empty --binary "$binary" ${shots:+--shots "$shots/empty"}
 code=$(curl --silent --output /dev/null --write-out '%{http_code}' "$serve/metrics")
 [ "$code" = 401 ] || { echo "/metrics answered $code without a key" >&2; exit 1; }
 curl --fail --silent -H "Authorization: Bearer $key" "$serve/metrics" | grep -q '^sluice_policy_certified'

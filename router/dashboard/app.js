@@ -157,7 +157,7 @@ function figures(name, header, rows) {
 function nothingYet() {
   return element("div", { class: "empty" },
     element("p", {}, `No request in the ${RANGES[view.range].last}. Send one, or choose a longer range:`),
-    element("pre", {}, `sluice ask --server ${location.origin} "I was charged twice."`));
+    element("pre", { id: "try" }, `sluice ask --address ${location.origin}${sessionStorage.getItem(KEY) ? " --key-file FILE" : ""} "I was charged twice."`));
 }
 
 function requestsChart(summary) {

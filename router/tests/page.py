@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Looks at the gateway's page as a reader does, in headless Chromium, and checks what it says against the API.
 
-    page.py ADDRESS [--key KEY] [--shots FOLDER] [--expect-empty]
+    page.py ADDRESS [--key KEY] [--shots FOLDER] [--expect-empty [--binary SLUICE]]
 
 ADDRESS is that of a running gateway, such as http://127.0.0.1:8470. Chromium is driven by its own protocol over a pipe,
 so nothing but Python's standard library is needed. Exits with 1 and the list of failed checks if the page is not right.
@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,13 @@ def check_width(browser, checks, what):
     checks.that(f"{what} does not scroll sideways", overflow <= 0, f"{overflow} px too wide")
 
 
+def check_advice(browser, checks, binary):
+    """The command that an empty page shows is one that the binary understands."""
+    shown = browser.evaluate("document.getElementById('try').textContent")
+    said = subprocess.run([binary, *shlex.split(shown)[1:]], capture_output=True, text=True, timeout=60)
+    checks.that("the command on the empty page is a real one", "Usage:" not in said.stderr, said.stderr)
+
+
 def check_overview(browser, address, key, checks, empty):
     summary = api(address, key, "summary?minutes=60&buckets=60&group_by=route")
     text = browser.evaluate("document.getElementById('main').innerText")
@@ -229,6 +237,7 @@ def main():
     arguments.add_argument("--key", help="key for a gateway that wants one: it is typed into the page's field")
     arguments.add_argument("--shots", type=pathlib.Path, help="folder for screenshots")
     arguments.add_argument("--expect-empty", action="store_true", help="the gateway has served nothing yet")
+    arguments.add_argument("--binary", help="tries the command that an empty page shows")
     given = arguments.parse_args()
     address = given.address.rstrip("/")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -257,6 +266,8 @@ def main():
                 if given.shots:
                     browser.shot(given.shots / f"overview-{width}-{scheme}.png")
         check_overview(browser, address, given.key, checks, given.expect_empty)
+        if given.expect_empty and given.binary:
+            check_advice(browser, checks, given.binary)
         if not given.expect_empty:
             browser.look(360, 780, "light")
             kinds = check_story(browser, address, given.key, checks)
