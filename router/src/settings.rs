@@ -42,14 +42,15 @@ struct Raw {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTls {
-    certificate: PathBuf,
-    key: PathBuf,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTarget {
-    base_url: String,
+    // Wanted, but it may come from a variable while the rest comes from the file.
+    base_url: Option<String>,
     api_key_env: Option<String>,
     api_key_file: Option<PathBuf>,
     connect_seconds: Option<f64>,
@@ -318,6 +319,8 @@ impl Raw {
             self.limits.max_concurrent_requests.map(|n| n as u64),
             1024,
         );
+        let reload_seconds = wrong.at_least_one("reload_seconds", self.reload_seconds, 5);
+        let tls = self.tls.and_then(|tls| tls.check(&mut wrong));
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let (Some(listen), true) = (listen, wrong.0.is_empty()) else { return Err(SettingsError::Wrong(wrong.0)) };
         Ok(Settings {
@@ -329,8 +332,8 @@ impl Raw {
             scorer_file: self.scorer_file,
             sync_each,
             shutdown_grace: Duration::from_secs(self.shutdown_grace_seconds.unwrap_or(20)),
-            reload_interval: Duration::from_secs(self.reload_seconds.unwrap_or(5).max(1)),
-            tls: self.tls.map(|tls| TlsFiles { certificate: tls.certificate, key: tls.key }),
+            reload_interval: Duration::from_secs(reload_seconds),
+            tls,
             targets,
             local_queue: size(local_queue),
             local_sequences: size(local_sequences),
@@ -347,11 +350,27 @@ impl Raw {
     }
 }
 
+impl RawTls {
+    fn check(self, wrong: &mut Wrong) -> Option<TlsFiles> {
+        let mut there = |key: &str, file: Option<PathBuf>| {
+            if file.is_none() {
+                wrong.add(key, "is missing; TLS needs both `tls.certificate` and `tls.key`, PEM files");
+            }
+            file
+        };
+        let (certificate, key) = (there("tls.certificate", self.certificate), there("tls.key", self.key));
+        Some(TlsFiles { certificate: certificate?, key: key? })
+    }
+}
+
 impl RawTarget {
     fn check(self, name: &str, secret: &dyn Fn(&str) -> Option<String>, wrong: &mut Wrong) -> Target {
         let key = |field: &str| format!("targets.{name}.{field}");
-        if !self.base_url.starts_with("http://") && !self.base_url.starts_with("https://") {
-            wrong.add(&key("base_url"), format!("`{}` should begin with https:// or http://", self.base_url));
+        let base_url = self.base_url.unwrap_or_default();
+        if base_url.is_empty() {
+            wrong.add(&key("base_url"), "is missing; write it like \"https://api.openai.com/v1\"");
+        } else if !base_url.starts_with("http://") && !base_url.starts_with("https://") {
+            wrong.add(&key("base_url"), format!("`{base_url}` should begin with https:// or http://"));
         }
         let secret = match (&self.api_key_env, &self.api_key_file) {
             (Some(_), Some(_)) => {
@@ -366,6 +385,10 @@ impl RawTarget {
                 value
             }
             (None, Some(file)) => match std::fs::read_to_string(file) {
+                Ok(text) if text.trim().is_empty() => {
+                    wrong.add(&key("api_key_file"), format!("{} is empty", file.display()));
+                    None
+                }
                 Ok(text) => Some(text.trim().to_owned()),
                 Err(error) => {
                     wrong.add(&key("api_key_file"), format!("{}: {error}", file.display()));
@@ -376,7 +399,7 @@ impl RawTarget {
         };
         let usual = Timeouts::default();
         Target {
-            base_url: self.base_url.trim_end_matches('/').to_owned(),
+            base_url: base_url.trim_end_matches('/').to_owned(),
             key: secret.map(SecretString::from),
             timeouts: Timeouts {
                 connect: wrong.seconds(&key("connect_seconds"), self.connect_seconds, usual.connect),
@@ -391,47 +414,4 @@ impl RawTarget {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sluice.toml");
-        std::fs::write(&path, text).unwrap();
-        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Settings::from(Some(&path), variables, &|name| (name == "KEY").then(|| "secret".to_owned()))
-    }
-
-    #[test]
-    fn nothing_set_is_fine_and_variables_win() {
-        let settings = load("", &[]).unwrap();
-        assert!(settings.listen.ip().is_loopback());
-        let settings = load("listen = \"127.0.0.1:1\"", &[("SLUICE_LISTEN", "127.0.0.1:2")]).unwrap();
-        assert_eq!(settings.listen.port(), 2);
-        let text = "[targets.openai]\nbase_url = \"https://a/v1/\"\napi_key_env = \"KEY\"\n";
-        let settings = load(text, &[("SLUICE_TARGETS__OPENAI__MAX_RETRIES", "7")]).unwrap();
-        let target = &settings.targets["openai"];
-        assert_eq!((target.max_retries, target.base_url.as_str(), target.key.is_some()), (7, "https://a/v1", true));
-    }
-
-    #[test]
-    fn wrong_settings_name_key_and_mend() {
-        let check = |text: &str, variables: &[(&str, &str)], words: &[&str]| {
-            let error = load(text, variables).unwrap_err().to_string();
-            for word in words {
-                assert!(error.contains(word), "`{word}` in: {error}");
-            }
-        };
-        check("lisen = \"x\"", &[], &["lisen", "sluice.toml", "line 1"]);
-        check("", &[("SLUICE_LISEN", "x")], &["lisen", "SLUICE_LISEN"]);
-        check("listen = \"x\"\ndurability = \"never\"", &[], &["listen", "durability"]);
-        check("listen = \"0.0.0.0:80\"", &[], &["keys_file", "loopback"]);
-        check(
-            "[targets.a]\nbase_url = \"ftp://x\"\napi_key_env = \"NONE\"",
-            &[],
-            &["targets.a.base_url", "NONE is not set"],
-        );
-        check("[tenants.a]\ndaily = \"ten\"", &[], &["tenants.a.daily", "25 USD"]);
-        check("[local]\nqueue = 0", &[], &["local.queue"]);
-    }
-}
+mod tests;

@@ -3,8 +3,10 @@
 //! Keys are random, so a plain hash is enough; the hash of what was offered is compared in constant time. Without a keys
 //! file there is one tenant, `local`, with all roles, and settings allow loopback addresses only.
 
+mod file;
+
 use crate::domain::{Labels, Placement, TenantId};
-use crate::toml_file::{Problem, Problems, Section};
+use crate::toml_file::Problem;
 use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
@@ -23,14 +25,6 @@ pub enum KeyRole {
     /// Everything, all policies included.
     Admin,
 }
-
-/// The words of roles.
-const ROLES: [(&str, KeyRole); 4] = [
-    ("serve", KeyRole::Serve),
-    ("usage-own", KeyRole::UsageOwn),
-    ("usage-all", KeyRole::UsageAll),
-    ("admin", KeyRole::Admin),
-];
 
 /// Who asks and what they may do.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,7 +146,7 @@ impl Keys {
         if !self.are_needed() {
             return Some(Arc::clone(&self.local));
         }
-        let offered = authorization.and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
+        let offered = authorization.and_then(bearer).unwrap_or_default();
         let hash: [u8; 32] = Sha256::digest(offered.as_bytes()).into();
         let mut found = None;
         for key in &self.keys.load().1 {
@@ -164,90 +158,17 @@ impl Keys {
     }
 }
 
+/// The key in `Bearer KEY`; the scheme's case does not matter (RFC 9110, section 11.1).
+fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, key) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key)
+}
+
 fn read(path: &Path) -> Result<(String, Vec<Key>), KeysError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| KeysError::Unreadable { path: path.to_owned(), reason: error.to_string() })?;
-    let keys = parse(&path.display().to_string(), &text).map_err(KeysError::Problems)?;
+    let keys = file::parse(&path.display().to_string(), &text).map_err(KeysError::Problems)?;
     Ok((text, keys))
-}
-
-fn parse(file: &str, text: &str) -> Result<Vec<Key>, Vec<Problem>> {
-    let (table, mut problems) = Problems::parse(file, text);
-    let mut root = Section::root(&table);
-    let sections = root.sections("keys", &mut problems);
-    let keys: Vec<Key> = sections.into_iter().filter_map(|section| read_key(section, &mut problems)).collect();
-    root.finish(&mut problems);
-    let found = problems.into_found();
-    if found.is_empty() { Ok(keys) } else { Err(found) }
-}
-
-fn read_key(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Key> {
-    let name = section.text("name", problems).map(|(name, _)| name);
-    let tenant = section.text("tenant", problems).map(|(tenant, _)| tenant).filter(|tenant| !tenant.is_empty());
-    let sha256 = section.text("sha256", problems).and_then(|(text, span)| {
-        let parsed = hexadecimal(&text);
-        if parsed.is_none() {
-            let message = "is not the SHA-256 of a key in 64 hexadecimal digits";
-            problems.add(span, &section.path("sha256"), message, "printf %s KEY | sha256sum");
-        }
-        parsed
-    });
-    for (key, there) in [("name", name.is_some()), ("tenant", tenant.is_some())] {
-        if !there {
-            section.missing(key, "every key needs one", problems);
-        }
-    }
-    if sha256.is_none() && section.span_of("sha256") == section.span() {
-        section.missing("sha256", "printf %s KEY | sha256sum", problems);
-    }
-    let mut roles = Vec::new();
-    for (word, span) in section.texts("roles", problems).unwrap_or_default() {
-        match ROLES.iter().find(|(known, _)| *known == word) {
-            Some((_, role)) => roles.push(*role),
-            None => {
-                let known = ROLES.iter().map(|(known, _)| *known);
-                let suggestion = crate::toml_file::suggest(&word, known);
-                problems.add(span, &section.path("roles"), format!("`{word}` is no role"), suggestion);
-            }
-        }
-    }
-    let policies = section.texts("policies", problems).map(|names| names.into_iter().map(|(name, _)| name).collect());
-    let policies = policies.filter(|names: &Vec<String>| !names.iter().any(|name| name == "*"));
-    let default_policy = section.text("default_policy", problems).map(|(name, _)| name);
-    let words = ["auto", "local-only", "prefer-local", "prefer-remote", "remote-only"];
-    let placement_floor =
-        section.word("placement_floor", &words, problems).and_then(Placement::parse).unwrap_or_default();
-    let mut labels = Labels::new();
-    if let Some(mut table) = section.section("labels", problems) {
-        for (key, span, value) in table.take_all() {
-            match value.get_ref().as_str() {
-                Some(text) => drop(labels.insert(key, text.to_owned())),
-                None => problems.add(span, &table.path(&key), "should be a text in quotes", ""),
-            }
-        }
-    }
-    section.finish(problems);
-    let caller = Caller {
-        key_name: name?,
-        tenant: TenantId::new(tenant?),
-        roles,
-        policies,
-        default_policy,
-        placement_floor,
-        labels,
-    };
-    Some(Key { sha256: sha256?, caller: Arc::new(caller) })
-}
-
-fn hexadecimal(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
@@ -270,6 +191,7 @@ mod tests {
         for wrong in [None, Some(""), Some("secret"), Some("Bearer "), Some("Bearer Secret"), Some("Basic secret")] {
             assert!(keys.caller(wrong).is_none(), "{wrong:?}");
         }
+        assert!(keys.caller(Some("bearer secret")).is_some(), "the scheme's case does not matter");
         let caller = keys.caller(Some("Bearer secret")).unwrap();
         assert_eq!(caller.tenant.as_str(), "acme");
         assert!(caller.may(KeyRole::Serve) && !caller.may(KeyRole::Admin));
@@ -294,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_changed_file_takes_effect_and_a_broken_one_does_not() {
-        let (_folder, path) = file("");
+        let (_folder, path) = file("roles = []\n");
         let keys = Keys::load(Some(path.clone())).unwrap();
         assert!(!keys.reload().unwrap());
         std::fs::write(&path, "[[keys]]\nname = 3\n").unwrap();
