@@ -38,6 +38,8 @@ address_in() {
 pids+=($!)
 demo=$(address_in "$work/demo" "the page is at")
 deploy/check.sh "$demo"
+# What a client sends must stay text on the page; whether it is answered is not the matter here.
+"$binary" ask --address "$demo" --label 'note=<img src=x onerror=alert(1)><script>alert(2)</script>' "Hello." >/dev/null || true
 python3 router/tests/page.py "$demo" ${shots:+--shots "$shots"}
 
 key=$(head -c 24 /dev/urandom | base64)

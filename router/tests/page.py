@@ -197,6 +197,8 @@ def check_story(browser, address, key, checks):
     kinds = {}
     for entry in entries:
         kinds.setdefault(((entry["decision"] or {}).get("route"), entry["status"]), entry)
+        if entry["labels"]:
+            kinds.setdefault(("labelled", entry["status"]), entry)
     for (route, status), entry in kinds.items():
         what = f"the story of a {route} entry that ended {status}"
         browser.call("Page.navigate", url=f"{address}/#entry/{entry['id']}")
@@ -212,6 +214,10 @@ def check_story(browser, address, key, checks):
             for candidate in entry["decision"]["candidates"]:
                 checks.that(f"{what} names {candidate['model']} and what excluded it",
                             candidate["model"] in text and candidate["excluded_by"] in text, candidate)
+        for name, value in entry["labels"].items():
+            checks.that(f"{what} gives the label {name} as text", f"{name} = {value}" in text, value)
+        foreign = browser.evaluate("document.querySelectorAll('#content :is(img, script, iframe, style)').length")
+        checks.that(f"nothing in {what} became markup", foreign == 0, foreign)
         rows = browser.evaluate("document.querySelectorAll('#attempts tbody tr').length")
         checks.that(f"{what} has a row for each attempt", rows == len(entry["attempts"]), rows)
         check_width(browser, checks, what)
