@@ -50,7 +50,8 @@ tenant = "acme"
 roles = ["usage-all"]
 sha256 = "$(printf %s "$key" | sha256sum | cut -d' ' -f1)"
 KEYS
-SLUICE_LISTEN=127.0.0.1:0 SLUICE_DATA_DIR="$work/data" SLUICE_KEYS_FILE="$work/keys.toml" SLUICE_TELEMETRY__LOG_FILTER=error \
+# Not the variables of whoever runs this: settings refuse `SLUICE_*` that they don't know, such as the test command's own.
+env -i PATH="$PATH" HOME="$work" SLUICE_LISTEN=127.0.0.1:0 SLUICE_DATA_DIR="$work/data" SLUICE_KEYS_FILE="$work/keys.toml" SLUICE_TELEMETRY__LOG_FILTER=error \
   "$binary" serve >"$work/serve" 2>&1 &
 pids+=($!)
 serve=$(address_in "$work/serve" READY)

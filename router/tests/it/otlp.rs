@@ -150,6 +150,8 @@ impl Drop for Process {
 fn gateway(folder: &std::path::Path, endpoint: &str) -> (Process, String) {
     let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .arg("serve")
+        // Settings refuse `SLUICE_*` variables that they don't know, and the test command has some of its own.
+        .env_clear()
         .env("SLUICE_LISTEN", "127.0.0.1:0")
         .env("SLUICE_DATA_DIR", folder)
         .env("SLUICE_TELEMETRY__OTLP_ENDPOINT", endpoint)
