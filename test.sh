@@ -23,7 +23,7 @@ step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features local-worker/lab
 
 step "wire contract: lint, and a client in another language"
-cargo build -p router
+cargo build --workspace --features local-worker/lab
 binary="${CARGO_TARGET_DIR:-target}/debug/sluice"
 bash router/tests/wire/run.sh "$binary"
 
