@@ -111,7 +111,7 @@ impl App {
         let render = Arc::clone(&telemetry);
         let plain =
             http::routes(Arc::clone(&keys), Arc::new(move || render.render()), dashboard::routes(services.clone()));
-        let routes = services.routes(stopping.clone(), &background).await?.into_axum_router().merge(plain);
+        let routes = http::with_grpc(services.routes(stopping.clone(), &background).await?, plain);
         background.spawn(Arc::clone(&registry).watch(settings.reload_interval, stopping.clone()));
         background.spawn(watch_keys(keys, settings.reload_interval, stopping.clone()));
         background.spawn(watch_gauges(services.clone(), metrics, workers.clone(), stopping.clone()));

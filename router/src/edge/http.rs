@@ -15,12 +15,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 
 /// Time between keep-alive pings to a silent client, and how long its answer may take.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
-/// Longest time a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest time from a connection to its first byte and the end of its TLS handshake: silence must not cost us sockets.
+const OPENING: Duration = Duration::from_secs(10);
 
 /// Renders all metrics in Prometheus's text form.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -38,6 +42,19 @@ pub fn routes(keys: Arc<Keys>, render: RenderMetrics, page: Router) -> Router {
         .route("/metrics", get(metrics))
         .with_state(Plain { keys, render });
     plain.merge(page)
+}
+
+/// All routes of the port. What nobody knows is answered in the caller's own protocol.
+pub fn with_grpc(grpc: Routes, plain: Router) -> Router {
+    grpc.into_axum_router().merge(plain).fallback(unknown)
+}
+
+async fn unknown(headers: HeaderMap) -> axum::response::Response {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if kind.starts_with("application/grpc") {
+        return tonic::Status::unimplemented("no such service; reflection lists those there are").into_http();
+    }
+    (StatusCode::NOT_FOUND, "there is no such page\n").into_response()
 }
 
 /// Metrics name tenants, so they need a key that may see all of them.
@@ -72,6 +89,7 @@ pub async fn serve(
         .adaptive_window(true);
     builder.http1().timer(TokioTimer::new());
     tokio::pin!(stop);
+    let stopping = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
@@ -88,22 +106,16 @@ pub async fn serve(
         };
         let _slower_without = socket.set_nodelay(true);
         let (builder, routes, watcher, tls) = (builder.clone(), routes.clone(), graceful.watcher(), tls.clone());
+        let stopping = stopping.clone();
         connections.spawn(async move {
-            let service = TowerToHyperService::new(routes);
-            let outcome = match tls {
-                None => watcher.watch(builder.serve_connection(TokioIo::new(socket), service).into_owned()).await,
-                Some(tls) => match handshake(&tls, socket).await {
-                    Some(stream) => {
-                        watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned()).await
-                    }
-                    None => return,
-                },
-            };
-            if let Err(error) = outcome {
+            let Some(Some(stream)) = stopping.run_until_cancelled_owned(open(socket, tls)).await else { return };
+            let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(%error, "a connection ended");
             }
         });
     }
+    stopping.cancel();
     drop(listener);
     // A client that ignores GOAWAY would hold us up for ever.
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
@@ -111,11 +123,18 @@ pub async fn serve(
     }
 }
 
-async fn handshake(tls: &TlsAcceptor, socket: TcpStream) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
-    match tokio::time::timeout(HANDSHAKE, tls.accept(socket)).await {
+/// A connection on which something was said and, with TLS, agreed on.
+async fn open(socket: TcpStream, tls: Option<TlsAcceptor>) -> Option<Either<TcpStream, TlsStream<TcpStream>>> {
+    let opening = async {
+        match tls {
+            None => socket.readable().await.map(|()| Either::Left(socket)),
+            Some(tls) => tls.accept(socket).await.map(Either::Right),
+        }
+    };
+    match tokio::time::timeout(OPENING, opening).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a TLS handshake failed");
+            tracing::debug!(%error, "a connection could not be opened");
             None
         }
         Err(_) => None,

@@ -1,8 +1,7 @@
 //! The port as strangers, careless clients and monitors see it: roles, tenants, sizes, health at shutdown.
 
-use crate::support::{House, complete, remote};
+use crate::support::{House, complete, guarded, remote};
 use router::app::App;
-use sha2::{Digest as _, Sha256};
 use sluice_proto::client::Client;
 use sluice_proto::v1;
 use std::time::Duration;
@@ -13,32 +12,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-/// Keys of two tenants, each key named after its role.
-const KEYS: [(&str, &str, &str); 5] = [
-    ("serve", "acme", "[\"serve\"]"),
-    ("own", "acme", "[\"usage-own\"]"),
-    ("all", "watch", "[\"usage-all\"]"),
-    ("admin", "house", "[\"admin\"]"),
-    ("other", "other", "[\"serve\", \"usage-own\"]"),
-];
-
-fn keys_file() -> String {
-    let of = |(name, tenant, roles): &(&str, &str, &str)| {
-        let sha256: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("[[keys]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\ntenant = \"{tenant}\"\nroles = {roles}\n")
-    };
-    KEYS.iter().map(of).collect()
-}
-
 async fn client(app: &App, key: Option<&str>) -> Client {
     Client::connect(&app.url(), key, None).await.unwrap()
-}
-
-async fn guarded() -> (House, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keys.toml");
-    std::fs::write(&path, keys_file()).unwrap();
-    (House::with(|settings| settings.keys_file = Some(path)).await, folder)
 }
 
 fn code<T>(outcome: Result<T, Status>) -> Code {

@@ -8,5 +8,6 @@ mod house;
 mod metrics;
 mod otlp;
 mod path;
+mod port;
 mod start;
 mod support;

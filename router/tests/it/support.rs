@@ -5,6 +5,7 @@ use router::cli::simulate::shipped_prices;
 use router::domain::NanoUsd;
 use router::settings::{Settings, Target};
 use router::simulate::{Simulator, SimulatorConfig};
+use sha2::{Digest as _, Sha256};
 use sluice_proto::client::Client;
 use sluice_proto::v1;
 use std::collections::HashMap;
@@ -46,8 +47,9 @@ impl House {
         let simulator = simulator(&stop).await;
         let mut settings = settings(&folder, &simulator);
         change(&mut settings);
+        let pem = settings.tls.as_ref().map(|tls| std::fs::read_to_string(&tls.certificate).unwrap());
         let app = App::start(settings).await.unwrap();
-        let client = Client::connect(&app.url(), None, None).await.unwrap();
+        let client = Client::connect(&app.url(), None, pem.as_deref()).await.unwrap();
         Self { app, simulator, client, folder, stop }
     }
 
@@ -86,4 +88,29 @@ pub fn local(prompt: &str) -> v1::Ask {
 /// Asks for one whole answer.
 pub async fn complete(client: &mut Client, ask: v1::Ask) -> Result<v1::CompleteResponse, tonic::Status> {
     Ok(client.gateway.complete(v1::CompleteRequest { ask: Some(ask) }).await?.into_inner())
+}
+
+/// Keys of two tenants, each key named after its role.
+const KEYS: [(&str, &str, &str); 5] = [
+    ("serve", "acme", "[\"serve\"]"),
+    ("own", "acme", "[\"usage-own\"]"),
+    ("all", "watch", "[\"usage-all\"]"),
+    ("admin", "house", "[\"admin\"]"),
+    ("other", "other", "[\"serve\", \"usage-own\"]"),
+];
+
+fn keys_file() -> String {
+    let of = |(name, tenant, roles): &(&str, &str, &str)| {
+        let sha256: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("[[keys]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\ntenant = \"{tenant}\"\nroles = {roles}\n")
+    };
+    KEYS.iter().map(of).collect()
+}
+
+/// A gateway with the keys above, and the folder of their file.
+pub async fn guarded() -> (House, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    std::fs::write(&path, keys_file()).unwrap();
+    (House::with(|settings| settings.keys_file = Some(path)).await, folder)
 }
