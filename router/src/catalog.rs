@@ -2,7 +2,7 @@
 //! the file is reported. Prices are integers (pico-USD per token), so a bill is exact.
 
 use crate::domain::{Limits, ModelId, NanoUsd, PicoUsdPerToken, Route, Usage};
-use crate::toml_file::{Problem, Problems, Section};
+use crate::toml_file::{Problem, Problems, Section, suggest};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -175,50 +175,55 @@ impl Catalog {
 
 fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Model> {
     let id = section.text("id", problems).map(|(id, _)| ModelId::new(id));
-    if id.is_none() {
-        section.missing("id", "give the model a name", problems);
-    }
+    section.missing("id", "give the model a name", problems);
     let kind = section.word("kind", &["bundled", "file", "remote"], problems);
+    section.missing("kind", "say where it runs: bundled, file or remote", problems);
     let place = match kind {
         Some("bundled") => Some(Place::Bundled),
-        Some("file") => section.text("path", problems).map(|(path, _)| Place::File(path.into())),
+        Some("file") => {
+            section.missing("path", "name the GGUF file", problems);
+            section.text("path", problems).map(|(path, _)| Place::File(path.into()))
+        }
         Some(_) => {
+            section.missing("target", "name a target of the settings", problems);
+            section.missing("upstream", "give the model's name at the target", problems);
             let target = section.text("target", problems);
             let upstream = section.text("upstream", problems);
             target.zip(upstream).map(|((target, _), (upstream, _))| Place::Remote { target, upstream })
         }
-        None => None,
-    };
-    if place.is_none() {
-        let what = "bundled models need nothing, files a `path`, remote ones `target` and `upstream`";
-        section.missing("kind", what, problems);
-    }
-    let tokens = |section: &mut Section<'_, '_>, key, problems: &mut Problems<'_>| {
-        let count = section.count(key, problems).and_then(|count| u32::try_from(count).ok());
-        if count.is_none() {
-            section.missing(key, "give a number of tokens", problems);
+        None => {
+            // Without a kind it can't be said which of these belong.
+            for key in ["path", "target", "upstream"] {
+                section.take(key);
+            }
+            None
         }
-        count
+    };
+    let tokens = |section: &mut Section<'_, '_>, key, problems: &mut Problems<'_>| {
+        section.missing(key, "give a number of tokens", problems);
+        let count = section.count(key, problems)?;
+        let tokens = u32::try_from(count).ok();
+        if tokens.is_none() {
+            let message = format!("{count} tokens are more than this build counts");
+            problems.add(section.span_of(key), &section.path(key), message, "");
+        }
+        tokens
     };
     let context = tokens(&mut section, "context", problems);
     let max_output = tokens(&mut section, "max_output", problems);
     let default_output = tokens(&mut section, "default_output", problems);
-    let mut capabilities = Capabilities::default();
-    for (word, span) in section.texts("capabilities", problems).unwrap_or_default() {
-        match word.as_str() {
-            "sampling" => capabilities.sampling = true,
-            "stop" => capabilities.stop = true,
-            "seed" => capabilities.seed = true,
-            _ => problems.add(
-                span,
-                &section.path("capabilities"),
-                format!("`{word}` is none of sampling, stop, seed"),
-                "",
-            ),
+    for (key, less, name, more) in
+        [("max_output", max_output, "context", context), ("default_output", default_output, "max_output", max_output)]
+    {
+        if let (Some(less), Some(more)) = (less, more)
+            && less > more
+        {
+            problems.add(section.span_of(key), &section.path(key), format!("{less} is more than {name}, {more}"), "");
         }
     }
+    let capabilities = read_capabilities(&mut section, problems);
     let price = section.section("price", problems).and_then(|price| read_price(price, problems));
-    if kind == Some("remote") && price.is_none() {
+    if kind == Some("remote") {
         section.missing("price", "a remote model without a price can't be budgeted", problems);
     }
     section.finish(problems);
@@ -233,21 +238,36 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
     })
 }
 
+fn read_capabilities(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Capabilities {
+    let mut capabilities = Capabilities::default();
+    for (word, span) in section.texts("capabilities", problems).unwrap_or_default() {
+        match word.as_str() {
+            "sampling" => capabilities.sampling = true,
+            "stop" => capabilities.stop = true,
+            "seed" => capabilities.seed = true,
+            _ => problems.add(
+                span,
+                &section.path("capabilities"),
+                format!("`{word}` is none of sampling, stop, seed"),
+                suggest(&word, ["sampling", "stop", "seed"].into_iter()),
+            ),
+        }
+    }
+    capabilities
+}
+
 fn read_price(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Price> {
     let mut read = |key: &'static str| {
-        let Some((text, span)) = section.text(key, problems) else {
-            section.missing(key, "give USD per million tokens as a text such as \"0.40\"", problems);
-            return None;
-        };
+        section.missing(key, "give USD per million tokens as a text such as \"0.40\"", problems);
+        let (text, span) = section.text(key, problems)?;
         let price = PicoUsdPerToken::from_usd_per_million(&text);
         price.map_err(|error| problems.add(span, &section.path(key), error.to_string(), "")).ok()
     };
     let (input, cached_input, output) = (read("input"), read("cached_input"), read("output"));
     let date = section.text("date", problems).map(|(date, _)| date);
     let source = section.text("source", problems).map(|(source, _)| source);
-    if date.is_none() || source.is_none() {
-        section.missing("date", "say when and where the price was looked up (`date`, `source`)", problems);
-    }
+    section.missing("date", "say when the price was looked up", problems);
+    section.missing("source", "say where the price was looked up", problems);
     section.finish(problems);
     Some(Price { input: input?, cached_input: cached_input?, output: output?, date: date?, source: source? })
 }

@@ -155,6 +155,8 @@ impl Policy {
             return Some(mismatch.to_string());
         }
         let small = self.small.iter().any(|model| model.as_str() == certificate.small);
+        let large =
+            certificate.large == "*" || self.large.first().is_none_or(|first| first.as_str() == certificate.large);
         let promise = match self.objective {
             Objective::MinCost { quality_target, confidence } => {
                 certificate.target == quality_target && certificate.confidence == confidence
@@ -163,6 +165,8 @@ impl Policy {
         };
         if !small {
             Some(format!("certificate was solved for small model {}", certificate.small))
+        } else if !large {
+            Some(format!("certificate was solved against large model {}", certificate.large))
         } else if !promise {
             Some(format!("certificate promises {} at {}", certificate.target, certificate.confidence))
         } else {

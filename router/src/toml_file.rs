@@ -59,6 +59,20 @@ impl<'text> Problems<'text> {
         (table, problems)
     }
 
+    /// A place `offset` bytes within the quoted text at a span: after its opening quotes.
+    pub fn inside(&self, span: &Range<usize>, offset: usize) -> Range<usize> {
+        let quoted = self.text.get(span.clone()).unwrap_or_default();
+        let long = quoted.starts_with("\'\'\'") || quoted.starts_with("\"\"\"");
+        let opening = match long {
+            // A line break right after three quotes is no part of the text.
+            true => 3 + quoted.get(3..).map_or(0, |rest| rest.len() - rest.trim_start_matches('\r').len()),
+            false => 1,
+        };
+        let opening = opening + usize::from(long && quoted.get(opening..).is_some_and(|rest| rest.starts_with('\n')));
+        let at = (span.start + opening + offset).min(span.end);
+        at..at
+    }
+
     /// Adds a problem at a span.
     pub fn add(&mut self, span: Range<usize>, key: &str, message: impl Into<String>, suggestion: impl Into<String>) {
         let before = self.text.get(..span.start.min(self.text.len())).unwrap_or(self.text);
@@ -114,6 +128,27 @@ impl<'doc, 'text> Section<'doc, 'text> {
     pub fn span_of(&self, key: &str) -> Range<usize> {
         let found = self.table.iter().find(|(name, _)| name.get_ref() == key);
         found.map_or_else(|| self.span(), |(_, value)| value.span())
+    }
+
+    /// Whether a key is there, right or wrong.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.iter().any(|(name, _)| name.get_ref() == key)
+    }
+
+    fn inner(&self, table: &str) -> Option<&'doc DeTable<'text>> {
+        let found = self.table.iter().find(|(name, _)| name.get_ref() == table);
+        found.and_then(|(_, value)| value.get_ref().as_table())
+    }
+
+    /// Whether a key of a table in this section is there.
+    pub fn has_in(&self, table: &str, key: &str) -> bool {
+        self.inner(table).is_some_and(|inner| inner.iter().any(|(name, _)| name.get_ref() == key))
+    }
+
+    /// Where the value of a key of a table in this section stands; the table if the key is not there.
+    pub fn span_in(&self, table: &str, key: &str) -> Range<usize> {
+        let found = self.inner(table).and_then(|inner| inner.iter().find(|(name, _)| name.get_ref() == key));
+        found.map_or_else(|| self.span_of(table), |(_, value)| value.span())
     }
 
     /// All keys and values, for tables with free keys.
@@ -241,8 +276,11 @@ impl<'doc, 'text> Section<'doc, 'text> {
         sections
     }
 
-    /// Says that a key is missing.
+    /// Says that a key is missing, if it is: one that is there but wrong has its own problem.
     pub fn missing(&self, key: &str, what: &str, problems: &mut Problems<'_>) {
+        if self.has(key) {
+            return;
+        }
         problems.add(self.span(), &self.path(key), "is missing", what);
     }
 

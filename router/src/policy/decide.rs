@@ -111,10 +111,16 @@ impl Policy {
             explored: false,
         };
         let placed = |candidate: &Candidate| {
-            let code = if constraints.rule.is_some() { ReasonCode::Rule } else { ReasonCode::Placement };
+            let by_rule = constraints.placement_by.starts_with("rule");
+            let code = if by_rule { ReasonCode::Rule } else { ReasonCode::Placement };
             let detail = format!("placement {} by {}", constraints.placement.as_str(), constraints.placement_by);
             certain(candidate, code, detail)
         };
+        if let Some(model) = &constraints.model {
+            let named = small.iter().chain(large).find(|candidate| candidate.model == *model);
+            let detail = format!("rule `{}` names {model}", constraints.rule.as_deref().unwrap_or(""));
+            return named.map(|candidate| certain(candidate, ReasonCode::Rule, detail));
+        }
         let best_small = best(small);
         match constraints.placement {
             Placement::LocalOnly => return best_small.map(placed),
@@ -122,6 +128,16 @@ impl Policy {
             Placement::PreferLocal if best_small.is_some() => return best_small.map(placed),
             Placement::PreferRemote if !large.is_empty() => return large.first().map(|candidate| placed(candidate)),
             _ => {}
+        }
+        let certified: Vec<&Candidate> =
+            small.iter().copied().filter(|candidate| self.is_certified_for(&candidate.model)).collect();
+        let scored = best(&certified);
+        if large.is_empty()
+            && let (Some(small), Some(threshold)) = (scored, threshold)
+            && small.score.is_some_and(|score| score.get() >= threshold)
+        {
+            // Good enough by the score needs no large model to be up.
+            return Some(reaches(small, threshold));
         }
         let Some(large) = large.first() else {
             // A large model that is merely down does not make a small one good enough, unless the policy says so.
@@ -135,41 +151,45 @@ impl Policy {
         let Some(small) = best_small else {
             return Some(certain(large, ReasonCode::OnlyCandidate, "no small model can serve this request".to_owned()));
         };
-        Some(self.by_score(small, large, draw, threshold))
+        Some(self.by_score(scored.unwrap_or(small), large, draw, threshold.filter(|_| scored.is_some())))
+    }
+
+    /// Whether the threshold speaks for this small model: a certificate holds for the one it was solved for.
+    fn is_certified_for(&self, small: &ModelId) -> bool {
+        match self.certificate() {
+            CertificateState::Valid(certificate) => certificate.small == small.as_str(),
+            _ => true,
+        }
     }
 
     fn by_score(&self, small: &Candidate, large: &Candidate, draw: f64, threshold: Option<f64>) -> Choice {
-        let (local, reason) = match (small.score.map(Score::get), threshold) {
-            (_, None) => (false, self.without_threshold()),
+        let reason = match (small.score.map(Score::get), threshold) {
+            (_, None) => self.without_threshold(),
             (None, _) => {
                 let detail = format!("there is no score for {}: the safe side", small.model);
-                (false, Reason::new(ReasonCode::NoScore, detail))
+                Reason::new(ReasonCode::NoScore, detail)
             }
-            (Some(score), Some(threshold)) if score >= threshold => {
-                let detail = format!("score {score:.3} reaches the threshold {threshold:.3}");
-                (true, Reason::new(ReasonCode::ScoreAboveThreshold, detail))
-            }
+            (Some(score), Some(threshold)) if score >= threshold => return reaches(small, threshold),
             (Some(score), Some(threshold)) => {
                 let detail = format!("score {score:.3} is below the threshold {threshold:.3}");
-                (false, Reason::new(ReasonCode::ScoreBelowThreshold, detail))
+                Reason::new(ReasonCode::ScoreBelowThreshold, detail)
             }
         };
-        let explored = !local && draw < self.exploration;
+        let explored = draw < self.exploration;
         let reason = match explored {
             true => Reason::new(ReasonCode::Explored, format!("tried locally to learn; else: {}", reason.detail)),
             false => reason,
         };
-        let chosen = if local || explored { small } else { large };
-        let propensity = match (local, explored) {
-            (true, _) => 1.0,
-            (false, true) => self.exploration,
-            (false, false) => 1.0 - self.exploration,
-        };
+        let chosen = if explored { small } else { large };
+        let propensity = if explored { self.exploration } else { 1.0 - self.exploration };
         Choice { model: chosen.model.clone(), route: chosen.route, reason, threshold, propensity, explored }
     }
 
     fn without_threshold(&self) -> Reason {
         let detail = match self.certificate() {
+            CertificateState::Valid(certificate) if certificate.threshold.is_some() => {
+                format!("the certificate speaks for {} only, which can't serve this request", certificate.small)
+            }
             CertificateState::Valid(certificate) => match certificate.needed {
                 Some(needed) => {
                     format!("the evidence allows no threshold yet; about {needed} more outcomes are needed")
@@ -179,6 +199,20 @@ impl Policy {
             other => format!("certificate {}", other.describe()),
         };
         Reason::new(ReasonCode::NoCertificate, detail)
+    }
+}
+
+/// A small candidate whose score reaches the threshold serves for certain: exploration only moves what is remote-bound.
+fn reaches(small: &Candidate, threshold: f64) -> Choice {
+    let score = small.score.map_or(0.0, Score::get);
+    let detail = format!("score {score:.3} reaches the threshold {threshold:.3}");
+    Choice {
+        model: small.model.clone(),
+        route: small.route,
+        reason: Reason::new(ReasonCode::ScoreAboveThreshold, detail),
+        threshold: Some(threshold),
+        propensity: 1.0,
+        explored: false,
     }
 }
 

@@ -1,13 +1,15 @@
 //! From the text of a policy file to a checked policy, with every problem reported.
 
-use super::rules::Rule;
-use super::selftest::{self, SelfTest};
+mod contradictions;
+mod rules;
+mod selftests;
+
+use super::selftest;
 use super::{CertificateState, ExactCacheSettings, Objective, OnExhausted, Policy};
 use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
-use crate::domain::{Labels, ModelId, NanoUsd, Placement, PolicyRef, Route};
+use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Route};
 use crate::toml_file::{Problem, Problems, Section, suggest};
-use std::ops::Range;
 use std::time::Duration;
 
 /// Placement words, in files and suggestions.
@@ -68,10 +70,10 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         }
         None => 0.0,
     };
-    let rules = read_rules(root, &small, &large, problems);
-    let tests =
-        root.sections("tests", problems).into_iter().filter_map(|section| read_test(section, problems)).collect();
-    Some(Policy {
+    let around = rules::Surroundings { small: &small, large: &large, placement };
+    let rules = rules::read(root, &around, problems);
+    let tests = selftests::read(root, problems);
+    let policy = Policy {
         reference: PolicyRef { name: name?.0, hash: Policy::hash(text) },
         description,
         text: text.to_owned(),
@@ -88,7 +90,9 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         rules,
         tests,
         certificate: CertificateState::Missing,
-    })
+    };
+    contradictions::find(&policy, root, problems);
+    Some(policy)
 }
 
 fn is_name(name: &str) -> bool {
@@ -133,8 +137,10 @@ fn read_models(
         ids
     };
     let (small, large) = (read("small", Route::Local), read("large", Route::Remote));
-    if small.is_empty() && large.is_empty() {
+    if !section.has("small") && !section.has("large") {
         section.missing("small", "a policy needs at least one model", problems);
+    } else if small.is_empty() && large.is_empty() {
+        problems.add(section.span(), &section.path("small"), "a policy needs at least one known model", "");
     }
     section.finish(problems);
     (small, large)
@@ -150,10 +156,8 @@ fn read_objective(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Op
         Some("min-cost") => {
             let quality_target = section.number_in("quality_target", 0.0..=1.0, problems);
             let confidence = section.number_in("confidence", 0.5..=0.9999, problems);
-            for (key, value) in [("quality_target", quality_target), ("confidence", confidence)] {
-                if value.is_none() && section.span_of(key) == section.span() {
-                    section.missing(key, "`min-cost` needs it", problems);
-                }
+            for key in ["quality_target", "confidence"] {
+                section.missing(key, "`min-cost` needs it", problems);
             }
             quality_target
                 .zip(confidence)
@@ -161,9 +165,7 @@ fn read_objective(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Op
         }
         Some("fixed-threshold") => {
             let threshold = section.number_in("threshold", 0.0..=1.0, problems);
-            if threshold.is_none() && section.span_of("threshold") == section.span() {
-                section.missing("threshold", "`fixed-threshold` needs one", problems);
-            }
+            section.missing("threshold", "`fixed-threshold` needs one", problems);
             threshold.map(Objective::FixedThreshold)
         }
         Some("max-quality") => {
@@ -205,14 +207,12 @@ fn read_cache(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
                     span,
                     &exact.path("ttl"),
                     format!("`{text}` is no duration"),
-                    "write it like 30s, 15m, 1h or 2d",
+                    "write it like 30s, 15m, 1h or 2d; leave `exact` out to keep nothing",
                 );
                 None
             }
         });
-        if ttl.is_none() && exact.span_of("ttl") == exact.span() {
-            exact.missing("ttl", "say how long an answer is kept", problems);
-        }
+        exact.missing("ttl", "say how long an answer is kept", problems);
         let any_temperature = exact.flag("any_temperature", problems).unwrap_or(false);
         exact.finish(problems);
         Some(ExactCacheSettings { ttl: ttl?, any_temperature })
@@ -221,7 +221,7 @@ fn read_cache(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
     exact
 }
 
-/// `30s`, `15m`, `1h`, `2d`.
+/// `30s`, `15m`, `1h`, `2d`; never zero.
 fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let seconds = match unit {
@@ -231,7 +231,8 @@ fn duration(text: &str) -> Option<Duration> {
         "d" => 86_400,
         _ => return None,
     };
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds)).map(Duration::from_secs)
+    let number = number.parse::<u64>().ok().filter(|number| *number > 0)?;
+    number.checked_mul(seconds).map(Duration::from_secs)
 }
 
 fn read_budget(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> (BudgetLimits, OnExhausted) {
@@ -255,129 +256,4 @@ fn read_money(section: &mut Section<'_, '_>, key: &'static str, problems: &mut P
     let amount = text.strip_suffix("USD").map(str::trim_end).ok_or("should end in USD".to_owned());
     let amount = amount.and_then(|amount| NanoUsd::from_decimal_usd(amount).map_err(|error| error.to_string()));
     amount.map_err(|message| problems.add(span, &section.path(key), message, "write it like \"25 USD\"")).ok()
-}
-
-fn read_rules(
-    root: &mut Section<'_, '_>,
-    small: &[ModelId],
-    large: &[ModelId],
-    problems: &mut Problems<'_>,
-) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = Vec::new();
-    let mut unconditional: Option<String> = None;
-    for mut section in root.sections("rules", problems) {
-        let name = section.text("name", problems);
-        if name.is_none() {
-            section.missing("name", "rules are named in every decision they make", problems);
-        }
-        let when = section.text("when", problems);
-        if when.is_none() && section.span_of("when") == section.span() {
-            section.missing("when", "say when the rule matches, in CEL; `true` is always", problems);
-        }
-        let placement = read_placement(&mut section, problems);
-        let model = section.text("model", problems).and_then(|(name, span)| {
-            let id = ModelId::new(name.as_str());
-            let known = small.iter().chain(large).any(|model| *model == id);
-            if !known {
-                let suggestion = suggest(&name, small.iter().chain(large).map(ModelId::as_str));
-                problems.add(
-                    span,
-                    &section.path("model"),
-                    format!("`{name}` is not among the policy's models"),
-                    suggestion,
-                );
-            }
-            known.then_some(id)
-        });
-        let cache_off = section.word("cache", &["off"], problems).is_some();
-        if placement.is_none() && model.is_none() && !cache_off {
-            section.missing("placement", "a rule sets `placement`, `model` or `cache = \"off\"`", problems);
-        }
-        if let Some((expression, span)) = when {
-            let key = section.path("when");
-            if let Some(earlier) = &unconditional {
-                let message = format!("can never match: rule `{earlier}` before it always does");
-                problems.add(span.clone(), &key, message, "move it up, or delete it");
-            }
-            if let Some(twin) = rules.iter().find(|rule| rule.expression.trim() == expression.trim()) {
-                let message = format!("can never match: rule `{}` before it has the same condition", twin.name);
-                problems.add(span.clone(), &key, message, "merge the two");
-            }
-            let name = name.map(|(name, _)| name).unwrap_or_default();
-            match expression.trim() {
-                "true" if unconditional.is_none() => unconditional = Some(name.clone()),
-                "false" => problems.add(span.clone(), &key, "can never match: it is constant", "delete the rule"),
-                _ => {}
-            }
-            match Rule::compile(name, expression, placement, model, cache_off) {
-                Ok(rule) => rules.push(rule),
-                Err(problem) => problems.add(inside(&span, problem.offset), &key, problem.message, ""),
-            }
-        }
-        section.finish(problems);
-    }
-    rules
-}
-
-/// A place within a quoted value: after its opening quote.
-fn inside(span: &Range<usize>, offset: usize) -> Range<usize> {
-    let at = (span.start + 1 + offset).min(span.end);
-    at..at
-}
-
-fn read_test(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Option<SelfTest> {
-    let span = section.span();
-    let name = section.text("name", problems).map(|(name, _)| name);
-    let prompt = section.text("prompt", problems).map(|(prompt, _)| prompt);
-    for (key, given) in [("name", name.is_some()), ("prompt", prompt.is_some())] {
-        if !given {
-            section.missing(key, "a test needs it", problems);
-        }
-    }
-    let mut labels = Labels::new();
-    if let Some(mut table) = section.section("labels", problems) {
-        for (key, key_span, value) in table.take_all() {
-            match value.get_ref().as_str() {
-                Some(text) => drop(labels.insert(key, text.to_owned())),
-                None => problems.add(key_span, &table.path(&key), "should be a text in quotes", ""),
-            }
-        }
-    }
-    let placement = read_placement(&mut section, problems).unwrap_or_default();
-    let score = section.number_in("score", 0.0..=1.0, problems);
-    let threshold = section.number_in("threshold", 0.0..=1.0, problems);
-    let mut test = SelfTest {
-        name: name.unwrap_or_default(),
-        prompt: prompt.unwrap_or_default(),
-        labels,
-        placement,
-        score,
-        threshold,
-        expect_route: None,
-        expect_refused: false,
-        expect_model: None,
-        expect_rule: None,
-        span,
-    };
-    match section.section("expect", problems) {
-        Some(mut expect) => {
-            match expect.word("route", &["local", "remote", "refused"], problems) {
-                Some("refused") => test.expect_refused = true,
-                word => test.expect_route = word.and_then(Route::parse),
-            }
-            test.expect_model = expect.text("model", problems).map(|(model, _)| model);
-            test.expect_rule = expect.text("rule", problems).map(|(rule, _)| rule);
-            if test.expect_route.is_none()
-                && !test.expect_refused
-                && test.expect_model.is_none()
-                && test.expect_rule.is_none()
-            {
-                expect.missing("route", "a test that expects nothing can't fail", problems);
-            }
-            expect.finish(problems);
-        }
-        None => section.missing("expect", "say what should come out: expect = { route = \"local\" }", problems),
-    }
-    section.finish(problems);
-    Some(test)
 }

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 /// Names an expression may use.
-pub const VARIABLES: [&str; 7] = ["labels", "prompt", "tokens", "turns", "tenant", "conversation", "placement"];
+pub const VARIABLES: [&str; 8] =
+    ["labels", "prompt", "tokens", "turns", "tenant", "conversation", "end_user", "placement"];
+/// Functions an expression may call, beside operators and `in`.
+pub const FUNCTIONS: [&str; 11] =
+    ["size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bool", "has"];
 /// Longest expression, in bytes.
 pub const MAX_EXPRESSION_BYTES: usize = 2_048;
-/// Longest prompt that an expression sees, in bytes: bounds what a search in it can cost.
-const MAX_PROMPT_BYTES: usize = 16 << 10;
 
 static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
@@ -43,6 +45,10 @@ pub struct Rule {
     pub cache_off: bool,
     program: Program,
     labels: BTreeSet<String>,
+    /// Whether the expression reads the prompt, which is worth not copying otherwise.
+    reads_prompt: bool,
+    /// The value of an expression that reads nothing of the request.
+    constant: Option<bool>,
     errors: RuleErrors,
 }
 
@@ -52,7 +58,7 @@ impl std::fmt::Debug for Rule {
     }
 }
 
-/// What is wrong with an expression, and where in it: line and column from 1.
+/// What is wrong with an expression, and where in it.
 #[derive(Debug)]
 pub struct ExpressionProblem {
     /// What.
@@ -65,7 +71,8 @@ pub struct ExpressionProblem {
 pub struct Subject<'a> {
     /// Labels.
     pub labels: &'a crate::domain::Labels,
-    /// The last user message.
+    /// The last user message, whole: a client must not get round a rule by padding. Searches in it take linear time,
+    /// and nothing in CEL's standard library loops over a text.
     pub prompt: &'a str,
     /// Estimated prompt tokens.
     pub tokens: u64,
@@ -75,6 +82,8 @@ pub struct Subject<'a> {
     pub tenant: &'a str,
     /// The conversation id.
     pub conversation: &'a str,
+    /// The end-user id.
+    pub end_user: &'a str,
     /// The client's placement.
     pub placement: Placement,
 }
@@ -95,19 +104,23 @@ impl Rule {
         let program = ENVIRONMENT.compile(&expression).map_err(|errors| {
             let first = errors.errors.first();
             let message = first.map_or_else(|| errors.to_string(), |error| error.msg.clone());
-            let column = first.map_or(0, |error| usize::try_from(error.pos.1 - 1).unwrap_or(0));
-            ExpressionProblem { message: format!("is no CEL expression: {message}"), offset: column }
+            let offset = first.map_or(0, |error| offset(&expression, error.pos));
+            ExpressionProblem { message: format!("is no CEL expression: {message}"), offset }
         })?;
-        let references = program.references();
-        let unknown: Vec<&str> = references.variables().into_iter().filter(|name| !VARIABLES.contains(name)).collect();
-        if !unknown.is_empty() {
-            let message = format!("uses {}, but rules know only {}", unknown.join(", "), VARIABLES.join(", "));
-            return Err(problem(message));
-        }
-        drop(references);
+        let (reads_prompt, reads_nothing) = check_names(&program).map_err(problem)?;
         let labels = label_names(&expression);
-        let rule =
-            Self { name, expression, placement, model, cache_off, program, labels, errors: RuleErrors::default() };
+        let mut rule = Self {
+            name,
+            expression,
+            placement,
+            model,
+            cache_off,
+            program,
+            labels,
+            reads_prompt,
+            constant: None,
+            errors: RuleErrors::default(),
+        };
         let sample = crate::domain::Labels::new();
         let subject = Subject {
             labels: &sample,
@@ -116,10 +129,18 @@ impl Rule {
             turns: 1,
             tenant: "sample",
             conversation: "",
+            end_user: "",
             placement: Placement::Auto,
         };
-        rule.evaluate(&subject).map_err(|message| problem(format!("fails on a sample request: {message}")))?;
+        let matches =
+            rule.evaluate(&subject).map_err(|message| problem(format!("fails on a sample request: {message}")))?;
+        rule.constant = reads_nothing.then_some(matches);
         Ok(rule)
+    }
+
+    /// The value of an expression that is the same for every request.
+    pub fn constant(&self) -> Option<bool> {
+        self.constant
     }
 
     /// Whether the rule only ever narrows what may happen.
@@ -139,18 +160,16 @@ impl Rule {
         let mut labels: HashMap<String, String> =
             self.labels.iter().map(|name| (name.clone(), String::new())).collect();
         labels.extend(subject.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
-        let mut end = subject.prompt.len().min(MAX_PROMPT_BYTES);
-        while !subject.prompt.is_char_boundary(end) {
-            end -= 1;
-        }
-        let prompt = subject.prompt.get(..end).unwrap_or_default().to_owned();
         let failed = |error: &dyn std::fmt::Display| error.to_string();
         context.add_variable("labels", labels).map_err(|error| failed(&error))?;
-        context.add_variable_from_value("prompt", prompt);
+        if self.reads_prompt {
+            context.add_variable_from_value("prompt", subject.prompt.to_owned());
+        }
         context.add_variable_from_value("tokens", i64::try_from(subject.tokens).unwrap_or(i64::MAX));
         context.add_variable_from_value("turns", i64::try_from(subject.turns).unwrap_or(i64::MAX));
         context.add_variable_from_value("tenant", subject.tenant.to_owned());
         context.add_variable_from_value("conversation", subject.conversation.to_owned());
+        context.add_variable_from_value("end_user", subject.end_user.to_owned());
         context.add_variable_from_value("placement", subject.placement.as_str().to_owned());
         match self.program.execute(&context) {
             Ok(cel::Value::Bool(matches)) => Ok(matches),
@@ -173,13 +192,40 @@ impl Rule {
     }
 }
 
+/// Bytes before a place that is given as line and column, both from 1.
+fn offset(expression: &str, (line, column): (isize, isize)) -> usize {
+    let before = |place: isize| usize::try_from(place - 1).unwrap_or(0);
+    let lines: usize = expression.split_inclusive('\n').take(before(line)).map(str::len).sum();
+    let rest = expression.get(lines..).unwrap_or_default();
+    lines + rest.chars().take(before(column)).map(char::len_utf8).sum::<usize>()
+}
+
+/// Refuses names that only evaluation would find missing, perhaps behind an `&&` and months later. Yields whether the
+/// prompt is read, and whether nothing of the request is.
+fn check_names(program: &Program) -> Result<(bool, bool), String> {
+    let references = program.references();
+    let mut unknown: Vec<&str> = references.variables().into_iter().filter(|name| !VARIABLES.contains(name)).collect();
+    if !unknown.is_empty() {
+        unknown.sort_unstable();
+        return Err(format!("uses {}, but rules know only {}", unknown.join(", "), VARIABLES.join(", ")));
+    }
+    let is_word = |name: &&str| name.starts_with(|first: char| first.is_ascii_alphabetic());
+    let mut unknown: Vec<&str> =
+        references.functions().into_iter().filter(is_word).filter(|name| !FUNCTIONS.contains(name)).collect();
+    if !unknown.is_empty() {
+        unknown.sort_unstable();
+        return Err(format!("calls {}, but rules know only {}", unknown.join(", "), FUNCTIONS.join(", ")));
+    }
+    Ok((references.has_variable("prompt"), references.variables().is_empty()))
+}
+
 /// Label keys that an expression names as `labels.key` or `labels["key"]`, so that absent ones can read as empty.
 fn label_names(expression: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for rest in expression.split("labels").skip(1) {
         let rest = rest.trim_start();
         let name: String = if let Some(rest) = rest.strip_prefix('.') {
-            rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+            rest.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
         } else if let Some(rest) = rest.strip_prefix('[') {
             let rest = rest.trim_start().trim_start_matches(['"', '\'']);
             rest.chars().take_while(|c| !['"', '\'', ']'].contains(c)).collect()
@@ -208,6 +254,7 @@ impl Policy {
             turns: request.messages.len(),
             tenant: request.tenant.as_str(),
             conversation: &request.conversation_id,
+            end_user: &request.end_user_id,
             placement: request.placement,
         };
         let rule = self.rules.iter().find(|rule| rule.matches(&subject));

@@ -3,8 +3,8 @@
 use super::{Facts, Policy};
 use crate::catalog::Catalog;
 use crate::domain::{
-    Candidate, Cost, CostBasis, Labels, Limits, Message, ModelId, NanoUsd, Placement, Request, RequestId, Role, Route,
-    Score, TenantId,
+    Candidate, Cost, CostBasis, Labels, Limits, Message, ModelId, NanoUsd, Placement, Request, RequestId, Route, Score,
+    TenantId,
 };
 use crate::toml_file::{Problem, Problems};
 use std::ops::Range;
@@ -14,8 +14,8 @@ use std::ops::Range;
 pub struct SelfTest {
     /// Its name.
     pub name: String,
-    /// The request's prompt.
-    pub prompt: String,
+    /// The request's messages.
+    pub messages: Vec<Message>,
     /// The request's labels.
     pub labels: Labels,
     /// The client's placement.
@@ -32,6 +32,8 @@ pub struct SelfTest {
     pub expect_model: Option<String>,
     /// The rule that should match.
     pub expect_rule: Option<String>,
+    /// The code of the reason that should be given.
+    pub expect_reason: Option<&'static str>,
     /// Where the test stands in the file.
     pub span: Range<usize>,
 }
@@ -66,6 +68,7 @@ fn check(policy: &Policy, test: &SelfTest, catalog: &Catalog) -> Result<(), Stri
         Ok((constraints, decision)) => {
             expect("route", test.expect_route.map(Route::as_str), decision.route.as_str())?;
             expect("model", test.expect_model.as_deref(), decision.model.as_str())?;
+            expect("reason", test.expect_reason, decision.reason.code.as_str())?;
             expect("rule", test.expect_rule.as_deref(), constraints.rule.as_deref().unwrap_or(""))
         }
     }
@@ -83,7 +86,7 @@ fn request(test: &SelfTest) -> Request {
         id: RequestId::fresh(),
         tenant: TenantId::new("test"),
         key_name: String::new(),
-        messages: vec![Message::text(Role::User, test.prompt.clone())],
+        messages: test.messages.clone(),
         limits: Limits::default(),
         placement: test.placement,
         placement_floor: Placement::Auto,

@@ -1,0 +1,56 @@
+//! Settings that are each right and cannot all be meant: better a problem now than a request refused at night.
+
+use crate::domain::Placement;
+use crate::policy::{OnExhausted, Policy};
+use crate::toml_file::{Problems, Section};
+use std::collections::BTreeSet;
+
+/// Adds a problem for each contradiction.
+pub fn find(policy: &Policy, root: &Section<'_, '_>, problems: &mut Problems<'_>) {
+    let (no_small, no_large) = (policy.small.is_empty(), policy.large.is_empty());
+    let never_local = no_small || policy.placement == Placement::RemoteOnly;
+    let never_remote = no_large || policy.placement == Placement::LocalOnly;
+    let why = |route: &str, lacking: bool| match lacking {
+        true => format!("but the policy has no {route} model"),
+        false => format!("but the policy's placement is `{}`", policy.placement.as_str()),
+    };
+    if (policy.placement == Placement::LocalOnly && no_small) || (policy.placement == Placement::RemoteOnly && no_large)
+    {
+        let message = "no model of the policy can serve under it";
+        problems.add(root.span_of("placement"), "placement", message, "name one in [models]");
+    }
+    if policy.on_exhausted == OnExhausted::LocalOnly && never_local {
+        let message = format!("an exhausted budget should go local, {}", why("small", no_small));
+        problems.add(root.span_in("budget", "on_exhausted"), "budget.on_exhausted", message, "use `reject`");
+    }
+    if policy.local_when_remote_is_down && never_local {
+        let message = format!("should go local when remote is down, {}", why("small", no_small));
+        problems.add(root.span_in("fallback", "remote_down"), "fallback.remote_down", message, "use `error`");
+    }
+    if policy.escalate && root.has_in("escalate", "enabled") && never_remote {
+        let message = format!("a declined draft should escalate, {}", why("large", no_large));
+        problems.add(root.span_in("escalate", "enabled"), "escalate.enabled", message, "use `false`, or leave it out");
+    }
+    if policy.exploration > 0.0 && (never_local || never_remote) {
+        let message = "there is nothing to explore: only one side can serve";
+        problems.add(root.span_in("exploration", "share"), "exploration.share", message, "leave it out");
+    }
+    if let (Some(daily), Some(monthly)) = (policy.budget.daily, policy.budget.monthly)
+        && daily > monthly
+    {
+        let message = "a day may cost more than its month";
+        problems.add(
+            root.span_in("budget", "per_tenant"),
+            "budget.per_tenant",
+            message,
+            "the month's limit ends it first",
+        );
+    }
+    let mut names = BTreeSet::new();
+    for (index, test) in policy.tests.iter().enumerate() {
+        if !names.insert(test.name.as_str()) {
+            let message = format!("another test is called `{}` already", test.name);
+            problems.add(test.span.clone(), &format!("tests[{index}].name"), message, "tell them apart");
+        }
+    }
+}
