@@ -9,7 +9,7 @@ mod selftest;
 
 pub use decide::{Facts, Refusal};
 pub use registry::{Registry, RegistryError, Snapshot};
-pub use rules::{RuleErrors, VARIABLES};
+pub use rules::{FUNCTIONS, RuleErrors, VARIABLES};
 pub use selftest::SelfTest;
 
 use crate::budget::BudgetLimits;

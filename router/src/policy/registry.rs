@@ -142,6 +142,11 @@ impl Registry {
         if now.files == files && now.scorers == versions(&self.scorers) {
             return Ok(false);
         }
+        // A folder that is being swapped or written to shows old files beside new ones: only what two readings agree on
+        // becomes a snapshot, the rest waits for the next look.
+        if read_files(self.folder.as_deref())? != files {
+            return Ok(false);
+        }
         self.snapshot.store(Arc::new(build(files, &self.default, &self.scorers)?));
         Ok(true)
     }
@@ -208,13 +213,16 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
         }
         match Policy::parse(file, text, &catalog) {
             Ok(mut policy) => {
-                let solved = file.replace(".toml", CERTIFICATE_SUFFIX);
+                let solved = format!("{}{CERTIFICATE_SUFFIX}", file.strip_suffix(".toml").unwrap_or(file));
                 let certificate = files
                     .get(&solved)
                     .map(|text| Certificate::parse(text).map_err(|error| format!("{solved}: {error}")));
                 let scorer = scorer_of(&policy, scorers);
                 policy.certify(certificate, scorer.as_deref());
-                policies.insert(policy.reference.name.clone(), Arc::new(policy));
+                let name = policy.reference.name.clone();
+                if policies.insert(name.clone(), Arc::new(policy)).is_some() {
+                    problems.push(named_twice(file, &name));
+                }
             }
             Err(found) => problems.extend(found),
         }
@@ -229,8 +237,23 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
     Ok(Snapshot { catalog, policies, default: default.to_owned(), files, scorers: versions(scorers) })
 }
 
+/// Which of two files of one name is meant is not for us to guess.
+fn named_twice(file: &str, name: &str) -> Problem {
+    Problem {
+        file: file.to_owned(),
+        line: 1,
+        column: 1,
+        key: "name".to_owned(),
+        message: format!("another file holds a policy called `{name}`"),
+        suggestion: "rename one, or take it out of the folder".to_owned(),
+    }
+}
+
 /// Version of the scorer for a policy's first pair.
 fn scorer_of(policy: &Policy, scorers: &Scorers) -> Option<String> {
     let (small, large) = (policy.small.first()?, policy.large.first()?);
     scorers.get(small.as_str(), large.as_str()).ok().map(|scorer| scorer.version().to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::domain::{
-    Candidate, Constraints, Cost, ExcludedBy, Labels, Limits, Message, Request, RequestId, Role, Route, Score, TenantId,
+    Candidate, Constraints, Cost, ExcludedBy, Labels, Limits, Message, ReasonCode, Request, RequestId, Role, Route,
+    Score, TenantId,
 };
 use proptest::prelude::*;
 
@@ -78,7 +79,33 @@ fn every_problem_is_found_with_its_place() {
         "tests[0]",
         "`remote` was expected",
     );
+    check("enabled = true", "enabled = false\nenable = 1", "escalate.enable", "did you mean `enabled`?");
+    check("ttl = \"1h\"", "ttl = \"0s\"", "cache.exact.ttl", "no duration");
+    check("labels.data_class == \"restricted\"", "1 == 2", "rules[0].when", "constant");
+    check("labels.data_class == \"restricted\"", "turns > 9 && foo(prompt)", "rules[0].when", "calls foo");
+    check(
+        "placement = \"local-only\"",
+        "placement = \"local-only\"\nmodel = \"openai/gpt-4.1-mini\"",
+        "rules[0].model",
+        "can't serve",
+    );
+    check("daily = \"25 USD\"", "daily = \"25 USD\", monthly = \"24 USD\"", "budget.per_tenant", "more than its month");
+    check("route = \"refused\"", "route = \"refused\", model = \"x\"", "tests[1].expect.route", "has no model");
+    check("name = \"no score", "name = \"restricted text never leaves\" # ", "tests[3].name", "already");
     check("enabled = true", "enabled = \"yes\"", "escalate.enabled", "true or false");
+}
+
+#[test]
+fn a_policys_own_placement_must_fit_its_settings() {
+    let check = |placement: &str, key: &str, words: &str| {
+        let text = format!("placement = \"{placement}\"\n{}", balanced());
+        let problems = Policy::parse("p.toml", &text, &catalog()).unwrap_err();
+        let found = problems.iter().find(|problem| problem.key == key).unwrap_or_else(|| panic!("{key}: {problems:?}"));
+        assert!(found.line > 1 && found.to_string().contains(words), "{found}");
+    };
+    check("remote-only", "rules[0].placement", "contradicts");
+    check("remote-only", "budget.on_exhausted", "use `reject`");
+    check("local-only", "escalate.enabled", "leave it out");
 }
 
 #[test]
@@ -103,6 +130,173 @@ fn rules_that_can_never_match_are_problems() {
     assert!(problems.iter().any(|problem| problem.message.contains("same condition")), "{problems:?}");
 }
 
+fn with_rule(when: &str, effect: &str) -> Policy {
+    let text = format!("{}\n[[rules]]\nname = \"added\"\nwhen = '''{when}'''\n{effect}\n", balanced());
+    Policy::parse("p.toml", &text, &catalog()).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+fn facts(candidates: &[(&str, Option<f64>, bool)]) -> Facts {
+    let candidate = |(name, score, open): &(&str, Option<f64>, bool)| Candidate {
+        model: ModelId::new(*name),
+        route: if name.starts_with("openai") { Route::Remote } else { Route::Local },
+        score: score.map(|score| Score::new(score).unwrap()),
+        expected_cost: Cost::FREE,
+        excluded_by: (!open).then(|| ExcludedBy("breaker open".to_owned())),
+    };
+    Facts { candidates: candidates.iter().map(candidate).collect(), scorer_version: String::new(), draw: 0.9 }
+}
+
+#[test]
+fn expressions_read_the_request_and_padding_hides_nothing() {
+    let check = |when: &str, expected: bool| {
+        let mut request = request(&[("team", "a"), ("odd key", "b")], Placement::Auto);
+        let long = format!("{}SECRET", "ä ".repeat(100_000));
+        request.messages = vec![
+            Message::text(Role::User, "first"),
+            Message::text(Role::Assistant, "answer"),
+            Message::text(Role::User, long),
+        ];
+        request.conversation_id = "c1".to_owned();
+        request.end_user_id = "u1".to_owned();
+        let constraints = with_rule(when, "cache = \"off\"").constrain(&request).unwrap();
+        assert_eq!(constraints.rule.as_deref() == Some("added"), expected, "{when}");
+        assert_eq!(constraints.cache_read, !expected, "{when}");
+    };
+    check("prompt.contains(\"SECRET\")", true);
+    check("prompt.contains(\"first\")", false);
+    check("prompt.matches(\"SECR.T$\")", true);
+    check("turns == 3 && tokens > 1000", true);
+    check("tenant == \"t\" && conversation == \"c1\" && end_user == \"u1\"", true);
+    check("placement == \"local-only\"", false);
+    check("labels.team == \"a\" && labels[\"odd key\"] == \"b\"", true);
+    check("labels.absent == \"\" && labels[ 'other' ] == \"\" && labels . third == \"\"", true);
+    check("labels.absent == \"x\"", false);
+    check("\n  labels.team == \"a\"\n", true);
+    check("labels.team in [\"a\", \"b\"]", true);
+}
+
+#[test]
+fn a_syntax_error_is_placed_within_a_long_expression() {
+    let rule = "[[rules]]\nname = \"r\"\nwhen = '''\ntokens > 5 &&\n  turns = 3'''\ncache = \"off\"\n";
+    let problems = Policy::parse("p.toml", &format!("{rule}{}", balanced()), &catalog()).unwrap_err();
+    let found = problems.iter().find(|problem| problem.key == "rules[0].when").unwrap();
+    assert_eq!(found.line, 5, "{found}");
+}
+
+#[test]
+fn a_rule_that_names_a_model_gets_it_or_nothing() {
+    let check = |model: &str, up: bool, expected: Option<Route>| {
+        let policy = with_rule("labels.team == \"a\"", &format!("model = \"{model}\""));
+        let constraints = policy.constrain(&request(&[("team", "a")], Placement::Auto)).unwrap();
+        let facts = facts(&[("sluice-nano", Some(0.5), up), ("openai/gpt-4.1-mini", None, up)]);
+        let decision = policy.decide(&facts, &constraints);
+        assert_eq!(decision.as_ref().ok().map(|decision| decision.route), expected, "{decision:?}");
+        if let Ok(decision) = decision {
+            assert_eq!((decision.model.as_str(), decision.reason.code), (model, ReasonCode::Rule));
+            assert_eq!((decision.escalate_to, decision.fallbacks), (None, Vec::new()));
+        }
+    };
+    check("sluice-nano", true, Some(Route::Local));
+    check("openai/gpt-4.1-mini", true, Some(Route::Remote));
+    check("sluice-nano", false, None);
+}
+
+#[test]
+fn while_remote_is_down_local_serves_what_the_policy_allows() {
+    let check = |policy: &str, score: Option<f64>, expected: Option<ReasonCode>| {
+        let policy = Policy::parse("p.toml", policy, &catalog()).unwrap();
+        let constraints = policy.constrain(&request(&[], Placement::Auto)).unwrap();
+        let facts = facts(&[("sluice-nano", score, true), ("openai/gpt-4.1-mini", None, false)]);
+        let decision = policy.decide_with(&facts, &constraints, Some(0.8));
+        assert_eq!(decision.as_ref().ok().map(|decision| decision.reason.code), expected, "{decision:?}");
+        assert!(decision.is_err() || decision.is_ok_and(|decision| decision.route == Route::Local));
+    };
+    check(balanced(), Some(0.9), Some(ReasonCode::ScoreAboveThreshold));
+    check(balanced(), Some(0.7), None);
+    check(balanced(), None, None);
+    let lenient = balanced().replace("remote_down = \"error\"", "remote_down = \"local\"");
+    check(&lenient, Some(0.7), Some(ReasonCode::RemoteUnavailable));
+    check(&lenient, None, Some(ReasonCode::RemoteUnavailable));
+}
+
+#[test]
+fn the_reason_names_who_placed_the_request() {
+    let policy = with_rule("labels.team == \"a\"", "cache = \"off\"");
+    let check = |labels: &[(&str, &str)], asked: Placement, by: &str, code: ReasonCode| {
+        let constraints = policy.constrain(&request(labels, asked)).unwrap();
+        assert_eq!(constraints.placement_by, by);
+        let facts = facts(&[("sluice-nano", None, true), ("openai/gpt-4.1-mini", None, true)]);
+        assert_eq!(policy.decide(&facts, &constraints).unwrap().reason.code, code);
+    };
+    check(&[("team", "a")], Placement::RemoteOnly, "client", ReasonCode::Placement);
+    let rule = "rule `restricted data stays here`";
+    check(&[("data_class", "restricted")], Placement::PreferRemote, rule, ReasonCode::Rule);
+    check(&[], Placement::Auto, "default", ReasonCode::NoCertificate);
+}
+
+#[test]
+fn a_certificate_speaks_only_for_the_model_it_was_solved_for() {
+    let mut policy = Policy::parse("balanced.toml", balanced(), &catalog()).unwrap();
+    policy.certify(Some(Ok(certificate(&policy))), Some("v1"));
+    let constraints = policy.constrain(&request(&[], Placement::Auto)).unwrap();
+    let check = |candidates: &[(&str, Option<f64>, bool)], model: &str, code: ReasonCode| {
+        let decision = policy.decide(&facts(candidates), &constraints).unwrap();
+        assert_eq!((decision.model.as_str(), decision.reason.code), (model, code));
+    };
+    let large = ("openai/gpt-4.1-mini", None, true);
+    check(
+        &[("sluice-nano", Some(0.9), true), ("other", Some(0.99), true), large],
+        "sluice-nano",
+        ReasonCode::ScoreAboveThreshold,
+    );
+    check(&[("sluice-nano", Some(0.9), false), ("other", Some(0.99), true), large], large.0, ReasonCode::NoCertificate);
+    check(
+        &[("sluice-nano", Some(0.1), true), ("other", Some(0.99), true), large],
+        large.0,
+        ReasonCode::ScoreBelowThreshold,
+    );
+}
+
+#[test]
+fn tests_in_a_policy_can_hold_whole_conversations_and_expect_a_reason() {
+    let check = |test: &str, words: &str| {
+        let text = format!("{}\n[[tests]]\nname = \"added\"\n{test}\n", balanced());
+        let problems = Policy::parse("p.toml", &text, &catalog()).err().unwrap_or_default();
+        let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(
+            if words.is_empty() { shown.is_empty() } else { shown.iter().any(|line| line.contains(words)) },
+            "{shown:?}"
+        );
+    };
+    let turns = "messages = [{ role = \"system\", text = \"Be brief\" }, { role = \"user\", text = \"Hi\" }]";
+    check(&format!("{turns}\nthreshold = 0.5\nexpect = {{ reason = \"no_score\" }}"), "");
+    check(&format!("{turns}\nthreshold = 0.5\nexpect = {{ reason = \"placement\" }}"), "reason is `no_score`");
+    check(&format!("{turns}\nprompt = \"Hi\"\nexpect = {{ route = \"remote\" }}"), "beside `messages`");
+    check("prompt = \"Hi\"\nexpect = { reason = \"no_scor\" }", "did you mean `no_score`?");
+    check("messages = [{ role = \"usr\" }]\nexpect = { route = \"remote\" }", "did you mean `user`?");
+    check("expect = { route = \"remote\" }", "is missing");
+}
+
+fn certificate(policy: &Policy) -> Certificate {
+    Certificate {
+        policy: "balanced".to_owned(),
+        policy_hash: policy.reference.hash.clone(),
+        scorer_version: "v1".to_owned(),
+        evidence_hash: "e".to_owned(),
+        small: "sluice-nano".to_owned(),
+        large: "*".to_owned(),
+        threshold: Some(0.8),
+        n: 1000,
+        bound: 0.0,
+        confidence: 0.95,
+        target: 0.95,
+        local_share: 0.4,
+        needed: None,
+        method: crate::evidence::certificate::Method::Betting,
+        date: "2026-01-01".to_owned(),
+    }
+}
+
 #[test]
 fn a_restricting_rule_that_fails_counts_as_a_match() {
     let failing = "[[rules]]\nname = \"fragile\"\nwhen = 'int(labels.level) > 3'\n";
@@ -122,23 +316,7 @@ fn a_restricting_rule_that_fails_counts_as_a_match() {
 #[test]
 fn a_certificate_must_match_policy_scorer_and_promise() {
     let mut policy = Policy::parse("balanced.toml", balanced(), &catalog()).unwrap();
-    let certificate = Certificate {
-        policy: "balanced".to_owned(),
-        policy_hash: policy.reference.hash.clone(),
-        scorer_version: "v1".to_owned(),
-        evidence_hash: "e".to_owned(),
-        small: "sluice-nano".to_owned(),
-        large: "*".to_owned(),
-        threshold: Some(0.8),
-        n: 1000,
-        bound: 0.0,
-        confidence: 0.95,
-        target: 0.95,
-        local_share: 0.4,
-        needed: None,
-        method: crate::evidence::certificate::Method::Betting,
-        date: "2026-01-01".to_owned(),
-    };
+    let certificate = certificate(&policy);
     policy.certify(Some(Ok(certificate.clone())), Some("v1"));
     assert_eq!(policy.threshold(), Some(0.8));
     let mut check = |change: fn(&mut Certificate), version: Option<&str>| {
@@ -151,6 +329,7 @@ fn a_certificate_must_match_policy_scorer_and_promise() {
     check(|_| {}, None);
     check(|certificate| certificate.policy_hash = "other".to_owned(), Some("v1"));
     check(|certificate| certificate.target = 0.5, Some("v1"));
+    check(|certificate| certificate.large = "other".to_owned(), Some("v1"));
     check(|certificate| certificate.small = "other".to_owned(), Some("v1"));
     policy.certify(None, Some("v1"));
     assert_eq!(policy.certificate(), &CertificateState::Missing);

@@ -57,8 +57,8 @@ fn read_one(
         let name = name.map(|(name, _)| name).unwrap_or_default();
         match Rule::compile(name, expression, placement, model, cache_off) {
             Ok(rule) => {
-                if let Some((message, suggestion)) = never_matches(&rule, earlier) {
-                    problems.add(span, &key, message, suggestion);
+                for (message, suggestion) in never_matches(&rule, earlier) {
+                    problems.add(span.clone(), &key, message, suggestion);
                 }
                 Some(rule)
             }
@@ -89,18 +89,20 @@ fn read_model(
 }
 
 /// Why a rule can never match, and what to do about it.
-fn never_matches(rule: &Rule, earlier: &[Rule]) -> Option<(String, &'static str)> {
+fn never_matches(rule: &Rule, earlier: &[Rule]) -> Vec<(String, &'static str)> {
+    let mut found = Vec::new();
     if rule.constant() == Some(false) {
-        return Some(("can never match: it is constant".to_owned(), "delete the rule"));
+        found.push(("can never match: it is constant".to_owned(), "delete the rule"));
     }
     if let Some(always) = earlier.iter().find(|rule| rule.constant() == Some(true)) {
-        return Some((
-            format!("can never match: rule `{}` before it always does", always.name),
-            "move it up, or delete it",
-        ));
+        let message = format!("can never match: rule `{}` before it always does", always.name);
+        found.push((message, "move it up, or delete it"));
     }
-    let twin = earlier.iter().find(|other| other.expression.trim() == rule.expression.trim())?;
-    Some((format!("can never match: rule `{}` before it has the same condition", twin.name), "merge the two"))
+    if let Some(twin) = earlier.iter().find(|other| other.expression.trim() == rule.expression.trim()) {
+        let message = format!("can never match: rule `{}` before it has the same condition", twin.name);
+        found.push((message, "merge the two"));
+    }
+    found
 }
 
 /// Effects that could only ever end in a refusal.

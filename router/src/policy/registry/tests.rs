@@ -1,0 +1,95 @@
+use super::*;
+use tempfile::TempDir;
+
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+fn registry(folder: &Path) -> Result<Registry, RegistryError> {
+    Registry::load(Some(folder.to_owned()), "balanced", Arc::new(Scorers::default()))
+}
+
+#[test]
+fn the_binary_carries_every_shipped_file() {
+    let shipped = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../policies")).unwrap();
+    let shipped = shipped.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    let mut shipped: Vec<String> = shipped.filter(|name| name.ends_with(".toml")).collect();
+    shipped.sort();
+    let carried: Vec<String> = read_files(None).unwrap().into_keys().collect();
+    assert_eq!(carried, shipped);
+}
+
+#[test]
+fn a_bad_reload_keeps_the_last_good_policies_and_says_why() {
+    let (_, balanced) = EMBEDDED[1];
+    let folder = folder(&[("balanced.toml", balanced)]);
+    let registry = registry(folder.path()).unwrap();
+    let held = registry.snapshot();
+    assert!(!registry.reload().unwrap(), "nothing changed");
+
+    std::fs::write(folder.path().join("balanced.toml"), balanced.replace("min-cost", "min-cots")).unwrap();
+    let error = registry.reload().unwrap_err().to_string();
+    assert!(error.contains("balanced.toml") && error.contains("did you mean `min-cost`?"), "{error}");
+    assert_eq!(registry.failure().map(|failure| failure.to_string()), Some(error));
+    assert!(Arc::ptr_eq(&registry.snapshot(), &held), "the last good snapshot is in force");
+
+    let mended = balanced.replace("25 USD", "26 USD");
+    std::fs::write(folder.path().join("balanced.toml"), &mended).unwrap();
+    assert!(registry.reload().unwrap());
+    assert!(registry.failure().is_none());
+    assert_eq!(registry.snapshot().policy(None).unwrap().reference.hash, Policy::hash(&mended));
+    assert_eq!(held.policy(None).unwrap().reference.hash, Policy::hash(balanced), "who holds the old one keeps it");
+}
+
+#[test]
+fn the_hash_is_of_the_policy_alone() {
+    let (_, balanced) = EMBEDDED[1];
+    let folder = folder(&[("balanced.toml", balanced)]);
+    let registry = registry(folder.path()).unwrap();
+    let before = registry.snapshot().policy(None).unwrap();
+    assert_eq!(before.certificate(), &super::super::CertificateState::Missing);
+    std::fs::write(folder.path().join("balanced.solved.toml"), "garbage").unwrap();
+    assert!(registry.reload().unwrap());
+    let after = registry.snapshot().policy(None).unwrap();
+    assert_eq!(after.reference, before.reference);
+    assert!(matches!(after.certificate(), super::super::CertificateState::Mismatched(_)), "{:?}", after.certificate());
+    assert_eq!(after.threshold(), None);
+}
+
+#[test]
+fn two_files_of_one_name_are_a_problem() {
+    let (_, balanced) = EMBEDDED[1];
+    let folder = folder(&[("balanced.toml", balanced), ("copy.toml", balanced)]);
+    let error = registry(folder.path()).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("copy.toml:1:1") && error.contains("`balanced`"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_config_map_swap_is_seen() {
+    let (_, balanced) = EMBEDDED[1];
+    let root = TempDir::new().unwrap();
+    let write = |version: &str, text: &str| {
+        std::fs::create_dir(root.path().join(version)).unwrap();
+        std::fs::write(root.path().join(version).join("balanced.toml"), text).unwrap();
+    };
+    // As the kubelet does it: the file links through `..data`, which is swapped by a rename.
+    let swap = |version: &str| {
+        std::os::unix::fs::symlink(version, root.path().join("..next")).unwrap();
+        std::fs::rename(root.path().join("..next"), root.path().join("..data")).unwrap();
+    };
+    let next = balanced.replace("25 USD", "26 USD");
+    write("..v1", balanced);
+    swap("..v1");
+    std::os::unix::fs::symlink("..data/balanced.toml", root.path().join("balanced.toml")).unwrap();
+    let registry = registry(root.path()).unwrap();
+    write("..v2", &next);
+    assert!(!registry.reload().unwrap());
+    swap("..v2");
+    assert!(registry.reload().unwrap());
+    assert_eq!(registry.snapshot().policy(None).unwrap().reference.hash, Policy::hash(&next));
+}
