@@ -1,6 +1,7 @@
 //! Files and variables in, settings or named problems out.
 
 use super::*;
+use crate::domain::NanoUsd;
 use secrecy::ExposeSecret as _;
 
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
@@ -72,4 +73,21 @@ fn wrong_settings_name_key_and_mend() {
     check("", &[("SLUICE_LOCAL__QUEUE", "many")], &["local.queue", "SLUICE_LOCAL__QUEUE"]);
     check("[targets.a]\nbase_url = \"https://x\"\nidle_seconds = -1", &[], &["targets.a.idle_seconds"]);
     check("[targets.a]\nbase_url = \"https://x\"\nbase = 1", &[], &["sluice.toml", "line 3", "base"]);
+}
+
+#[test]
+fn tenants_and_targets_keep_their_names() {
+    let text = "[tenants.Acme]\ndaily = \"1 USD\"\n[tenants.\"team.Search\"]\nmonthly = \"2 USD\"\n\
+                [targets.OpenAI]\nbase_url = \"https://a/v1\"\n";
+    let settings = load(text, &[]).unwrap();
+    let mut names: Vec<String> = settings.tenants.keys().map(ToString::to_string).collect();
+    names.sort();
+    assert_eq!(names, ["Acme", "team.Search"]);
+    assert!(settings.targets.contains_key("OpenAI"));
+    // Names of variables have no case: they mean what the file spelt.
+    let variables = [("SLUICE_TENANTS__ACME__DAILY", "3 USD"), ("SLUICE_TARGETS__OPENAI__MAX_RETRIES", "7")];
+    let settings = load(text, &variables).unwrap();
+    assert_eq!(settings.tenants[&TenantId::new("Acme")].daily, Some(NanoUsd::new(3_000_000_000)));
+    assert_eq!((settings.tenants.len(), settings.targets.len()), (2, 1));
+    assert_eq!(settings.targets["OpenAI"].max_retries, 7);
 }
