@@ -110,17 +110,30 @@ pub struct WindowStatus {
     pub resets_at: Timestamp,
 }
 
+/// Sums in nano-USD, wider than [`NanoUsd`]: a sum that saturates could not be taken apart again when a hold ends.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
-    spent: NanoUsd,
-    held: NanoUsd,
+    spent: i128,
+    held: i128,
+}
+
+/// A wide sum as an amount; what does not fit is the largest amount.
+fn amount(nanos: i128) -> NanoUsd {
+    NanoUsd::new(i64::try_from(nanos).unwrap_or(i64::MAX))
 }
 
 type Key = (TenantId, BudgetWindow, Timestamp);
 
+#[derive(Default)]
+struct Accounts {
+    of: HashMap<Key, Account>,
+    /// The day on which windows long over were last dropped.
+    swept: Option<Timestamp>,
+}
+
 /// All budgets of this process.
 pub struct Budgets {
-    accounts: Mutex<HashMap<Key, Account>>,
+    accounts: Mutex<Accounts>,
     clock: fn() -> Timestamp,
 }
 
@@ -136,7 +149,7 @@ impl Budgets {
         Self { clock, ..Self::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Account>> {
+    fn lock(&self) -> MutexGuard<'_, Accounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,11 +165,12 @@ impl Budgets {
     pub fn add_spent(&self, tenant: &TenantId, at: Timestamp, amount: NanoUsd) {
         let mut accounts = self.lock();
         for window in BudgetWindow::ALL {
-            accounts.entry((tenant.clone(), window, window.span(at).0)).or_default().spent += amount;
+            accounts.of.entry((tenant.clone(), window, window.span(at).0)).or_default().spent +=
+                i128::from(amount.nanos());
         }
     }
 
-    /// Holds `amount` for an attempt in the current windows.
+    /// Holds `asked` for an attempt in the current windows; less than nothing counts as nothing.
     ///
     /// # Errors
     /// A window has no room for it; nothing is held then.
@@ -164,30 +178,33 @@ impl Budgets {
         self: &Arc<Self>,
         tenant: &TenantId,
         attempt: AttemptId,
-        amount: NanoUsd,
+        asked: NanoUsd,
         limits: &BudgetLimits,
     ) -> Result<Hold, BudgetError> {
+        let asked = asked.max(NanoUsd::ZERO);
+        let nanos = i128::from(asked.nanos());
         let keys = self.keys(tenant);
         let mut accounts = self.lock();
         for (window, key, next) in &keys {
             let Some(limit) = limits.of(*window) else { continue };
-            let Account { spent, held } = accounts.get(key).copied().unwrap_or_default();
-            if spent + held + amount > limit {
+            let Account { spent, held } = accounts.of.get(key).copied().unwrap_or_default();
+            if spent + held + nanos > i128::from(limit.nanos()) {
                 let resets_in = Duration::try_from(next.duration_since((self.clock)())).unwrap_or_default();
-                return Err(BudgetError::Exhausted { window: *window, limit, spent, held, asked: amount, resets_in });
+                let (spent, held) = (amount(spent), amount(held));
+                return Err(BudgetError::Exhausted { window: *window, limit, spent, held, asked, resets_in });
             }
         }
         for (_, key, _) in &keys {
-            accounts.entry(key.clone()).or_default().held += amount;
+            accounts.of.entry(key.clone()).or_default().held += nanos;
         }
         drop(accounts);
         let keys = keys.map(|(_, key, _)| key);
-        Ok(Hold { budgets: Arc::clone(self), keys, attempt, amount, settled: false })
+        Ok(Hold { budgets: Arc::clone(self), keys, attempt, amount: asked, settled: false })
     }
 
     /// Tenants that have spent or held anything.
     pub fn tenants(&self) -> Vec<TenantId> {
-        let mut tenants: Vec<TenantId> = self.lock().keys().map(|(tenant, _, _)| tenant.clone()).collect();
+        let mut tenants: Vec<TenantId> = self.lock().of.keys().map(|(tenant, _, _)| tenant.clone()).collect();
         tenants.sort();
         tenants.dedup();
         tenants
@@ -198,22 +215,26 @@ impl Budgets {
         let keys = self.keys(tenant);
         let accounts = self.lock();
         keys.map(|(window, key, resets_at)| {
-            let Account { spent, held } = accounts.get(&key).copied().unwrap_or_default();
-            WindowStatus { window, spent, held, resets_at }
+            let Account { spent, held } = accounts.of.get(&key).copied().unwrap_or_default();
+            WindowStatus { window, spent: amount(spent), held: amount(held), resets_at }
         })
     }
 
     fn release(&self, keys: &[Key; 2], held: NanoUsd, spent: NanoUsd) {
+        let now = (self.clock)();
         let mut accounts = self.lock();
         for key in keys {
-            let account = accounts.entry(key.clone()).or_default();
-            account.held = account.held - held;
-            account.spent += spent;
+            let account = accounts.of.entry(key.clone()).or_default();
+            account.held -= i128::from(held.nanos());
+            account.spent += i128::from(spent.nanos());
         }
-        // Windows that are over and empty of holds are of no more use.
-        let oldest = (self.clock)().checked_sub(jiff::SignedDuration::from_hours(24 * 32));
-        if let Ok(oldest) = oldest {
-            accounts.retain(|(_, _, first), account| *first > oldest || account.held > NanoUsd::ZERO);
+        // Windows that are over and empty of holds are of no more use; once a day is enough to look for them.
+        let today = Some(BudgetWindow::Day.span(now).0);
+        if accounts.swept != today
+            && let Ok(oldest) = now.checked_sub(jiff::SignedDuration::from_hours(24 * 32))
+        {
+            accounts.swept = today;
+            accounts.of.retain(|(_, _, first), account| *first > oldest || account.held > 0);
         }
     }
 }

@@ -73,6 +73,14 @@ pub enum LedgerError {
     /// No such entry for this tenant.
     #[error("there is no entry `{0}`")]
     NotFound(String),
+    /// The store's file was made by a later version.
+    #[error("{} was made by a later version (migration {migration}); use that version, or give `data_dir` another folder", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The first migration that this build does not know.
+        migration: i64,
+    },
     /// A page token that this server did not make.
     #[error("the page token is not one of this server's")]
     PageToken,
@@ -264,7 +272,7 @@ pub struct Recovery {
     pub replayed: u64,
     /// Attempts that were started and never ended: booked at their hold.
     pub interrupted: u64,
-    /// Files with the damaged ends of journals, set aside.
+    /// Files with the damaged ends and lines of journals, set aside.
     pub torn: Vec<PathBuf>,
     /// What was spent in the current month: tenant, when, how much.
     pub spent: Vec<(TenantId, Timestamp, NanoUsd)>,
@@ -301,7 +309,7 @@ impl Ledger {
             Err(std::fs::TryLockError::WouldBlock) => return Err(LedgerError::Locked { path: folder.to_owned() }),
             Err(std::fs::TryLockError::Error(error)) => return Err(unusable(error)),
         }
-        let store = Store::open(&folder.join("ledger.sqlite")).await?;
+        let store = Store::open(&folder.join("ledger.sqlite"), options.sync_each).await?;
         let mut recovery = Recovery::default();
         let journal = Arc::new(Journal::open(folder, options, &store.position().await?, &mut recovery.torn)?);
         recovery.replayed = writer::drain(&journal, &store).await?;

@@ -161,3 +161,41 @@ fn overruns_are_booked_as_truth_and_said() {
     assert!(hold.settle(reported(11)).overrun);
     assert_eq!(budgets.status(&tenant)[1].spent.nanos(), 11);
 }
+
+#[test]
+fn the_largest_holds_do_not_blunt_the_sums() {
+    let budgets = Arc::new(Budgets::default());
+    let tenant = TenantId::new("t");
+    let hold = |nanos, limit: Option<i64>| {
+        let limits = BudgetLimits { daily: limit.map(NanoUsd::new), monthly: None };
+        budgets.hold(&tenant, AttemptId::fresh(), NanoUsd::new(nanos), &limits)
+    };
+    // Two holds of a policy without limits and with an unknown bound; then both go.
+    let (first, second) = (hold(i64::MAX, None).unwrap(), hold(i64::MAX, None).unwrap());
+    first.refund();
+    assert!(hold(1, Some(100)).is_err(), "the second one still holds all there is");
+    second.refund();
+    let small = hold(100, Some(100)).unwrap();
+    assert!(hold(1, Some(100)).is_err());
+    // A negative amount makes no room.
+    let negative = hold(-50, Some(100)).unwrap();
+    assert!(hold(1, Some(100)).is_err());
+    negative.refund();
+    small.refund();
+    assert_eq!(budgets.status(&tenant)[0].held, NanoUsd::ZERO);
+}
+
+#[test]
+fn windows_long_over_are_dropped_but_not_those_with_holds() {
+    NOW.set(0);
+    let budgets = Arc::new(Budgets::with_clock(clock));
+    let hold = |name: &str| {
+        budgets.hold(&TenantId::new(name), AttemptId::fresh(), NanoUsd::new(1), &BudgetLimits::default()).unwrap()
+    };
+    hold("old").settle(reported(1));
+    let open = hold("open");
+    NOW.set(70 * 86_400);
+    hold("new").settle(reported(1));
+    assert_eq!(budgets.tenants(), [TenantId::new("new"), TenantId::new("open")]);
+    open.refund();
+}

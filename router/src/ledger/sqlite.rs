@@ -5,8 +5,9 @@ use super::query::{EntryFilter, GroupBy, Page, Summary, SummaryQuery, SummaryRow
 use super::stored::{self, Record, StoredEnd, StoredEntry, StoredFeedback, StoredStart, StoredUsage};
 use super::{Attempt, Feedback, LedgerError, Story};
 use crate::domain::{EntryStatus, NanoUsd, RequestId, TenantId};
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -16,9 +17,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Most rows that one summary reads.
-const SUMMARY_LIMIT: i64 = 5_000_000;
-
 /// The store; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -27,15 +25,16 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the file and brings its tables up to date.
-    pub async fn open(path: &Path) -> Result<Self, LedgerError> {
+    /// Opens or makes the file and brings its tables up to date. When `durable`, what is committed survives a loss of power:
+    /// a journal segment is deleted only after that.
+    pub async fn open(path: &Path, durable: bool) -> Result<Self, LedgerError> {
         let failed =
             |error: &dyn std::fmt::Display| LedgerError::Store { path: path.to_owned(), reason: error.to_string() };
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
+            .synchronous(if durable { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
             .busy_timeout(Duration::from_secs(5));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await;
         let pool = pool.map_err(|error| failed(&error))?;
@@ -47,7 +46,10 @@ impl Store {
             false,
         );
         let migrator = Migrator::with_migrations(vec![migration]);
-        migrator.run(&pool).await.map_err(|error| failed(&error))?;
+        migrator.run(&pool).await.map_err(|error| match error {
+            MigrateError::VersionMissing(migration) => LedgerError::Newer { path: path.to_owned(), migration },
+            other => failed(&other),
+        })?;
         Ok(Self { pool, path: path.to_owned() })
     }
 
@@ -90,7 +92,8 @@ impl Store {
         transaction.commit().await.map_err(self.wrap())
     }
 
-    /// Books attempts that never ended at their hold and gives their requests entries; returns how many attempts.
+    /// Books attempts that never ended at their hold and gives their requests entries, with the weakest basis of their attempts;
+    /// returns how many attempts. `TOTAL` saturates where `SUM` would fail, and is exact below nine million USD.
     pub async fn interrupt_unfinished(&self, now: Timestamp) -> Result<u64, LedgerError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(self.wrap())?;
         let done = sqlx::query(
@@ -105,7 +108,8 @@ impl Store {
             "INSERT INTO entries (id, tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, \
              input, output, cached, reasoning, cpu_seconds, error, labels, body) \
              SELECT request, MIN(tenant), MIN(started_ms), MAX(ended_ms) - MIN(started_ms), 'interrupted', MIN(route), MIN(model), '', \
-             SUM(cost), 'bound', SUM(cost), SUM(input), SUM(output), SUM(cached), SUM(reasoning), SUM(cpu_seconds), \
+             CAST(TOTAL(cost) AS INTEGER), CASE WHEN SUM(basis = 'bound') > 0 THEN 'bound' \
+             WHEN SUM(basis = 'estimated') > 0 THEN 'estimated' ELSE 'reported' END, CAST(TOTAL(cost) AS INTEGER), SUM(input), SUM(output), SUM(cached), SUM(reasoning), SUM(cpu_seconds), \
              'interrupted', '{}', NULL \
              FROM attempts WHERE request NOT IN (SELECT id FROM entries) GROUP BY request",
         )
@@ -116,27 +120,30 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// What attempts cost since `from`: tenant, start, amount.
+    /// What attempts cost since `from`: tenant, start, amount. Read row by row and summed by day here, not in SQL, where a sum
+    /// past 64 bits is an error that would keep the gateway from starting.
     pub async fn spent_since(&self, from: Timestamp) -> Result<Vec<(TenantId, Timestamp, NanoUsd)>, LedgerError> {
-        let rows = sqlx::query("SELECT tenant, started_ms, cost FROM attempts WHERE started_ms >= ? AND cost > 0")
+        const DAY: i64 = 86_400_000;
+        let mut rows = sqlx::query("SELECT tenant, started_ms, cost FROM attempts WHERE started_ms >= ? AND cost <> 0")
             .bind(from.as_millisecond())
-            .fetch_all(&self.pool)
-            .await
-            .map_err(self.wrap())?;
-        let spent = |row: &SqliteRow| -> Result<_, sqlx::Error> {
-            let tenant: String = row.try_get("tenant")?;
-            let at = Timestamp::from_millisecond(row.try_get("started_ms")?).unwrap_or_default();
-            Ok((TenantId::new(tenant), at, NanoUsd::new(row.try_get("cost")?)))
+            .fetch(&self.pool);
+        let mut days: BTreeMap<(String, i64), NanoUsd> = BTreeMap::new();
+        while let Some(row) = rows.try_next().await.map_err(self.wrap())? {
+            let column = |name: &str| row.try_get::<i64, _>(name).map_err(self.wrap());
+            let tenant: String = row.try_get("tenant").map_err(self.wrap())?;
+            *days.entry((tenant, column("started_ms")?.div_euclid(DAY))).or_default() += NanoUsd::new(column("cost")?);
+        }
+        let spent = |((tenant, day), amount): ((String, i64), NanoUsd)| {
+            (TenantId::new(tenant), Timestamp::from_millisecond(day * DAY).unwrap_or_default(), amount)
         };
-        rows.iter().map(spent).collect::<Result<_, _>>().map_err(self.wrap())
+        Ok(days.into_iter().map(spent).collect())
     }
 
     /// One entry with all that belongs to it.
     pub async fn story(&self, tenant: Option<&TenantId>, id: RequestId) -> Result<Story, LedgerError> {
-        let row = sqlx::query("SELECT * FROM entries WHERE id = ? AND (? = '' OR tenant = ?)")
+        let row = sqlx::query("SELECT * FROM entries WHERE id = ?1 AND (?2 IS NULL OR tenant = ?2)")
             .bind(id.to_string())
-            .bind(tenant.map_or("", TenantId::as_str))
-            .bind(tenant.map_or("", TenantId::as_str))
+            .bind(tenant.map(TenantId::as_str))
             .fetch_optional(&self.pool)
             .await
             .map_err(self.wrap())?;
@@ -229,22 +236,19 @@ impl Store {
 
     /// Sums over entries.
     pub async fn summarize(&self, query: &SummaryQuery) -> Result<Vec<SummaryRow>, LedgerError> {
-        let rows = sqlx::query(
+        let mut rows = sqlx::query(
             "SELECT tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, input, output, cached, \
              reasoning, cpu_seconds, labels FROM entries \
-             WHERE received_ms >= ? AND received_ms < ? AND (? = '' OR tenant = ?) LIMIT ?",
+             WHERE received_ms >= ? AND received_ms < ? AND (? = '' OR tenant = ?)",
         )
         .bind(query.from.as_millisecond())
         .bind(query.to.as_millisecond())
         .bind(&query.tenant)
         .bind(&query.tenant)
-        .bind(SUMMARY_LIMIT)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(self.wrap())?;
+        .fetch(&self.pool);
         let mut sums: BTreeMap<(i64, String), Summary> = BTreeMap::new();
-        for row in &rows {
-            add(&mut sums, query, row).map_err(self.wrap())?;
+        while let Some(row) = rows.try_next().await.map_err(self.wrap())? {
+            add(&mut sums, query, &row).map_err(self.wrap())?;
         }
         let row = |((bucket, group), summary): ((i64, String), Summary)| SummaryRow {
             bucket: Timestamp::from_millisecond(bucket).unwrap_or_default(),
@@ -252,6 +256,12 @@ impl Store {
             summary,
         };
         Ok(sums.into_iter().map(row).collect())
+    }
+
+    /// Runs a statement that breaks or mends something.
+    #[cfg(test)]
+    pub async fn execute_for_tests(&self, sql: String) {
+        sqlx::query(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
     }
 
     /// Finishes the write-ahead log and closes the file.

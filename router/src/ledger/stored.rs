@@ -141,6 +141,11 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
+/// JSON has no word for what is not a number: such a record could not be read back.
+fn finite(number: f64) -> f64 {
+    if number.is_finite() { number } else { 0.0 }
+}
+
 fn duration(milliseconds: f64) -> Duration {
     Duration::try_from_secs_f64(milliseconds / 1e3).unwrap_or_default()
 }
@@ -274,7 +279,7 @@ impl Record {
             cost: ended.cost.amount.nanos(),
             basis: ended.cost.basis.as_str().to_owned(),
             usage: ended.usage.into(),
-            cpu_seconds: ended.cpu_seconds,
+            cpu_seconds: finite(ended.cpu_seconds),
             latency_ms: milliseconds(ended.latency),
             error: ended.error.clone(),
             overrun: ended.overrun,
@@ -302,7 +307,7 @@ impl Record {
             decision: entry.decision.as_ref().map(StoredDecision::from),
             constraints: entry.constraints.as_ref().map(constraints),
             usage: entry.usage.into(),
-            cpu_seconds: entry.cpu_seconds,
+            cpu_seconds: finite(entry.cpu_seconds),
             cost: entry.cost.amount.nanos(),
             basis: entry.cost.basis.as_str().to_owned(),
             baseline: entry.baseline.nanos(),

@@ -162,7 +162,7 @@ async fn what_a_killed_process_left_is_booked_at_its_hold() {
 }
 
 #[tokio::test]
-async fn a_torn_end_is_set_aside_wherever_it_tears() {
+async fn a_torn_end_is_set_aside_and_the_journal_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<RequestId> = (0..3).map(|_| RequestId::fresh()).collect();
     let mut torn = Vec::new();
@@ -175,7 +175,7 @@ async fn a_torn_end_is_set_aside_wherever_it_tears() {
     let bytes = std::fs::read(&segment).unwrap();
     let last = bytes[..bytes.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
     drop(journal);
-    for end in (last + 1..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
+    for end in [last + 1, (last + bytes.len()) / 2, bytes.len() - 1] {
         let copied = tempfile::tempdir().unwrap();
         std::fs::write(copied.path().join(segment.file_name().unwrap()), &bytes[..end]).unwrap();
         let opened = open(copied.path()).await;
@@ -308,5 +308,84 @@ async fn sums_and_pages_agree_with_what_was_written() {
     assert_eq!(only(EntryFilter { labels: odd, ..EntryFilter::default() }).await, 20);
     let foreign = EntryFilter { page_token: "x".to_owned(), ..EntryFilter::default() };
     assert!(matches!(opened.ledger.list(&foreign).await, Err(LedgerError::PageToken)));
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn a_request_killed_after_its_attempt_keeps_the_basis_of_the_attempt() {
+    let (folder, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let running = open(folder.path()).await;
+    let (reported, huge) = (RequestId::fresh(), RequestId::fresh());
+    let start = started(reported, 50);
+    running.ledger.attempt_started(&start).unwrap();
+    running.ledger.attempt_ended(&ended(&start, 30)).unwrap();
+    // Two holds whose sum is past 64 bits must not keep the next process from starting.
+    for _ in 0..2 {
+        running.ledger.attempt_started(&started(huge, i64::MAX)).unwrap();
+    }
+    copy(folder.path(), copied.path());
+    let next = open(copied.path()).await;
+    assert_eq!(next.recovery.interrupted, 2);
+    let cost = async |id| next.ledger.story(None, id).await.unwrap().entry.cost;
+    assert_eq!(cost(reported).await, Cost { amount: NanoUsd::new(30), basis: CostBasis::Reported });
+    assert_eq!(cost(huge).await, Cost { amount: NanoUsd::MAX, basis: CostBasis::Bound });
+    assert_eq!(next.recovery.spent.iter().map(|(_, _, amount)| *amount).sum::<NanoUsd>(), NanoUsd::MAX);
+    next.close().await;
+    running.close().await;
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_reads_return_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = open(folder.path()).await;
+    let id = RequestId::fresh();
+    let rename = async |from: &str, to: &str| {
+        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+        opened.ledger.store.execute_for_tests(sql).await;
+    };
+    rename("entries", "gone").await;
+    opened.ledger.entry(&entry(id, 0, Route::Local, 0)).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), opened.ledger.flush()).await.unwrap();
+    assert!(matches!(opened.ledger.story(None, id).await, Err(LedgerError::Store { .. })));
+    assert!(opened.ledger.backlog_bytes() > 0);
+    rename("gone", "entries").await;
+    while opened.ledger.story(None, id).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(opened.ledger.backlog_bytes(), 0);
+    opened.close().await;
+}
+
+#[tokio::test]
+async fn folders_and_files_that_can_not_be_used_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = async |path: &Path| open_with(path, LedgerOptions::default()).await.err().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    assert!(matches!(refused(&file.join("under")).await, LedgerError::Folder { path, .. } if path.starts_with(&file)));
+    let corrupt = folder.path().join("corrupt");
+    std::fs::create_dir(&corrupt).unwrap();
+    std::fs::write(corrupt.join("ledger.sqlite"), "no database at all, but long enough to look at").unwrap();
+    assert!(matches!(refused(&corrupt).await, LedgerError::Store { path, .. } if path.ends_with("ledger.sqlite")));
+    let newer = folder.path().join("newer");
+    let opened = open(&newer).await;
+    let sql = "INSERT INTO _sqlx_migrations VALUES (99, 'later', CURRENT_TIMESTAMP, TRUE, x'00', 1)";
+    opened.ledger.store.execute_for_tests(sql.to_owned()).await;
+    opened.close().await;
+    assert!(matches!(refused(&newer).await, LedgerError::Newer { migration: 99, .. }));
+    let running = open(&folder.path().join("running")).await;
+    assert!(matches!(refused(&folder.path().join("running")).await, LedgerError::Locked { .. }));
+    running.close().await;
+}
+
+#[tokio::test]
+async fn what_is_not_a_number_is_no_reason_to_lose_a_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = open(folder.path()).await;
+    let id = RequestId::fresh();
+    opened.ledger.entry(&Entry { cpu_seconds: f64::NAN, ..entry(id, 0, Route::Local, 0) }).unwrap();
+    assert_eq!(opened.ledger.story(None, id).await.unwrap().entry.cpu_seconds, 0.0);
+    // A tenant without a name is a tenant, not all of them.
+    assert!(matches!(opened.ledger.story(Some(&TenantId::new("")), id).await, Err(LedgerError::NotFound(_))));
     opened.close().await;
 }

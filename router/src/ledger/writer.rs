@@ -37,7 +37,7 @@ pub async fn run(journal: Arc<Journal>, store: Store, stop: CancellationToken) {
         match drain(&journal, &store).await {
             Ok(_) => {
                 wait = BACKOFF.0;
-                if stop.is_cancelled() && journal.backlog_bytes() == 0 {
+                if stop.is_cancelled() && journal.is_drained() {
                     return store.close().await;
                 }
                 tokio::select! {
@@ -51,6 +51,7 @@ pub async fn run(journal: Arc<Journal>, store: Store, stop: CancellationToken) {
             }
             Err(error) => {
                 tracing::error!(%error, "the store did not take a batch; the journal keeps it");
+                journal.refused();
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = stop.cancelled() => {}
