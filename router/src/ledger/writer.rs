@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// How long records are gathered before a transaction: what a reader of fresh entries waits at most.
+const GATHER: Duration = Duration::from_millis(5);
 /// Most records in one transaction.
 const BATCH: usize = 512;
 /// First and longest wait after the store refused a batch.
@@ -41,7 +43,7 @@ pub async fn run(journal: Arc<Journal>, store: Store, stop: CancellationToken) {
                     return store.close().await;
                 }
                 tokio::select! {
-                    () = journal.grown() => {}
+                    () = journal.grown() => gather(&stop).await,
                     () = stop.cancelled() => {}
                 }
             }
@@ -60,4 +62,9 @@ pub async fn run(journal: Arc<Journal>, store: Store, stop: CancellationToken) {
             }
         }
     }
+}
+
+/// Waits a moment, so that one transaction takes what comes close together instead of one for each record.
+async fn gather(stop: &CancellationToken) {
+    let _stopped_early = stop.run_until_cancelled(tokio::time::sleep(GATHER)).await;
 }
