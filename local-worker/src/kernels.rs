@@ -1,5 +1,5 @@
 //! Arithmetic on plain slices: matrices packed for this processor's widest integer dot product, and the few vector loops of
-//! a transformer. Chosen at run time, so that one portable binary serves every x86-64; each fast form has a scalar twin it
+//! a transformer. Chosen at run time, so that one portable binary serves every x86-64 and every 64-bit ARM; each fast form has a scalar twin it
 //! is tested against. Knows shapes, not models.
 //!
 //! Every output element is summed in one fixed order, whatever else is computed beside it, so a sequence's numbers do not
@@ -13,6 +13,8 @@ mod avx2;
 mod avx512;
 mod dense;
 mod level;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod quantized;
 mod scalar;
 mod vector;

@@ -33,7 +33,6 @@ pub fn attend(
         Level::Avx2 => unsafe { scores_avx2(query, keys, scale, scores) },
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni => unsafe { scores_avx512(query, keys, scale, scores) },
-        #[cfg(not(target_arch = "x86_64"))]
         _ => scores_portable(query, keys, scale, scores),
     }
     let inverse = 1.0 / softmax(level, scores);
@@ -43,7 +42,6 @@ pub fn attend(
         Level::Avx2 => unsafe { weigh_avx2(scores, values, inverse, out) },
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni => unsafe { weigh_avx512(scores, values, inverse, out) },
-        #[cfg(not(target_arch = "x86_64"))]
         _ => weigh_portable(scores, values, inverse, out),
     }
 }

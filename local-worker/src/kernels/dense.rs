@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::activation::Activations;
+use super::vector::half_to_single;
 use super::{Level, TILE};
 
 /// A matrix of single or half precision.
@@ -90,15 +91,6 @@ super::vector::leveled! {
             wide
         });
     }
-}
-
-/// Half precision to single without a call, so that the loop around it becomes vector code; infinities and NaN become large
-/// finite numbers of their sign, and are refused when a file is loaded.
-#[inline(always)]
-fn half_to_single(value: f16) -> f32 {
-    let bits = u32::from(value.to_bits());
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 /// A set of kernels, chosen once when a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "a build for one kind of processor never chooses the levels of another")]
 pub enum Level {
     /// Portable code.
     Scalar,
@@ -9,6 +10,10 @@ pub enum Level {
     Avx2,
     /// AVX-512 with the integer dot product (VNNI).
     Avx512Vnni,
+    /// The vector instructions of every 64-bit ARM processor.
+    Neon,
+    /// The same with the integer dot product (ARMv8.2 `dotprod`).
+    NeonDot,
 }
 
 impl Level {
@@ -36,6 +41,13 @@ impl Level {
                 levels.push(Self::Avx512Vnni);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            levels.push(Self::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                levels.push(Self::NeonDot);
+            }
+        }
         levels
     }
 
@@ -45,6 +57,8 @@ impl Level {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Neon => "neon",
+            Self::NeonDot => "neon-dotprod",
         }
     }
 }

@@ -200,8 +200,12 @@ impl QuantizedMatrix {
             Level::Avx2 => super::avx2::multiply(self, input, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => super::avx512::multiply(self, input, out),
-            #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512Vnni => scalar::multiply(self, input, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => super::neon::multiply::<false>(self, input, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => super::neon::multiply::<true>(self, input, out),
+            // Levels of another kind of processor; `Level::detect` never chooses them.
+            _ => scalar::multiply(self, input, out),
         }
     }
 

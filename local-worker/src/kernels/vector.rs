@@ -1,6 +1,8 @@
 //! The vector loops of a transformer, written once as portable code in lanes of sixteen and compiled for each instruction
 //! set. Sums are kept in sixteen lanes and added up in one fixed order, so every level gives the same bits.
 
+use half::f16;
+
 use super::TILE;
 use super::activation::ActivationBlock;
 use super::quantized::BLOCK;
@@ -27,13 +29,21 @@ macro_rules! leveled {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::Level::Avx512Vnni => unsafe { avx512($($argument),*) },
-                #[cfg(not(target_arch = "x86_64"))]
                 _ => portable($($argument),*),
             }
         }
     };
 }
 pub(super) use leveled;
+
+/// Half precision to single without a call, so that the loop around it becomes vector code; infinities and NaN become large
+/// finite numbers of their sign, and are refused when a file is loaded.
+#[inline(always)]
+pub(super) fn half_to_single(value: f16) -> f32 {
+    let bits = u32::from(value.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+}
 
 /// Adding and taking away this number rounds a smaller one to the nearest integer.
 const ROUNDING: f32 = 12_582_912.0;
