@@ -7,6 +7,7 @@
 //! What an answer is worth, and who else could give it, is none of this module's business.
 
 mod clock;
+mod constrain;
 mod front;
 mod generation;
 mod hold;
@@ -20,8 +21,8 @@ mod thread;
 
 pub use generation::{Generation, UsageMeter};
 pub use request::{
-    Event, FinishReason, Finished, GenerateError, GenerateRequest, Health, LoadSnapshot, ModelInfo, ModelSource,
-    SubmitError, Usage, WorkerConfig,
+    Alternative, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest, Health, LoadSnapshot,
+    MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage, WorkerConfig,
 };
 
 pub use crate::template::ChatMessage;
@@ -34,6 +35,7 @@ use tokio::sync::mpsc;
 
 use crate::model::LoadError;
 use queue::{Job, Shared};
+use sample::Sampling;
 use thread::Desk;
 
 /// A handle on a running model; cheap to clone. When the last one is dropped, what was accepted is finished and the thread
@@ -88,7 +90,8 @@ impl Worker {
     }
 
     /// Queues a request, or refuses it at once. Takes the rendering and tokenising of the conversation on the caller's
-    /// thread, about half a microsecond a byte up to the model's context; never waits for the model.
+    /// thread, about half a microsecond a byte up to the model's context, and of compiling its constraint where it is new;
+    /// never waits for the model.
     ///
     /// # Errors
     /// See [`SubmitError`].
@@ -99,16 +102,24 @@ impl Worker {
         let prompt = shared.front.encode(&request.messages, context)?;
         let left = (context - prompt.len()) as u32;
         let most = request.max_tokens.map_or(left, |most| most.min(left));
+        let guide = match &request.constraint {
+            Some(constraint) => {
+                let decline = shared.decline.as_ref().map(|(text, _)| text.as_str());
+                Some(shared.grammars.guide(&shared.front.tokenizer, constraint, decline)?)
+            }
+            None => None,
+        };
         // Each output token is one event, and there are a first and a last one.
         let (events, receiver) = mpsc::channel(most as usize + 2);
         let meter = UsageMeter::default();
         shared.accept(Job {
             prompt,
             most,
-            temperature: request.temperature,
-            top_p: request.top_p,
-            seed: request.seed,
+            context_bound: request.max_tokens.is_none_or(|wanted| wanted > left),
+            sampling: Sampling::from(&request),
             stop: request.stop,
+            detailed: request.logprobs.is_some(),
+            guide,
             deadline: request.deadline,
             events,
             meter: meter.clone(),
@@ -212,16 +223,40 @@ fn check_request(request: &GenerateRequest) -> Result<(), SubmitError> {
     if request.max_tokens == Some(0) {
         return wrong("max_tokens", "is 0; it must be at least 1".to_owned());
     }
-    if !(request.temperature.is_finite() && request.temperature >= 0.0) {
-        return wrong("temperature", format!("is {}; it must be finite and at least 0", request.temperature));
+    for (field, value, range, good) in ranges(request) {
+        if !good {
+            return wrong(field, format!("is {value}; it must be {range}"));
+        }
     }
-    if !(request.top_p > 0.0 && request.top_p <= 1.0) {
-        return wrong("top_p", format!("is {}; it must be above 0 and at most 1", request.top_p));
+    if let Some(count) = request.logprobs.filter(|count| *count > MAX_ALTERNATIVES) {
+        return wrong("logprobs", format!("is {count}; it must be at most {MAX_ALTERNATIVES}"));
+    }
+    if request.constraint.is_some() && !request.stop.is_empty() {
+        return wrong(
+            "stop",
+            "can't be combined with a constraint, which it would cut short; leave one out".to_owned(),
+        );
     }
     if request.stop.iter().any(String::is_empty) {
         return wrong("stop", "has an empty text; leave it out".to_owned());
     }
     Ok(())
+}
+
+/// Fields that are numbers: name, value, range, and whether it is kept.
+fn ranges(request: &GenerateRequest) -> [(&'static str, f32, &'static str, bool); 6] {
+    let penalty = |field, value: f32| (field, value, "within -2 and 2", (-2.0..=2.0).contains(&value));
+    let (temperature, top_p, min_p) = (request.temperature, request.top_p, request.min_p);
+    let repetition = request.repetition_penalty;
+    let hot = temperature.is_finite() && temperature >= 0.0;
+    [
+        ("temperature", temperature, "finite and at least 0", hot),
+        ("top_p", top_p, "above 0 and at most 1", top_p > 0.0 && top_p <= 1.0),
+        ("min_p", min_p, "within 0 and 1", (0.0..=1.0).contains(&min_p)),
+        ("repetition_penalty", repetition, "above 0 and at most 10", repetition > 0.0 && repetition <= 10.0),
+        penalty("presence_penalty", request.presence_penalty),
+        penalty("frequency_penalty", request.frequency_penalty),
+    ]
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ pub mod scorer;
 pub mod train;
 
 pub use engine::{
-    ChatMessage, Event, FinishReason, Finished, GenerateError, GenerateRequest, Generation, Health, LoadSnapshot,
-    ModelInfo, ModelSource, SubmitError, Usage, UsageMeter, Worker, WorkerConfig,
+    Alternative, ChatMessage, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest, Generation,
+    Health, LoadSnapshot, MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage, UsageMeter,
+    Worker, WorkerConfig,
 };
 pub use model::LoadError;

@@ -116,7 +116,7 @@ fn ten_conversations_at_once_are_answered_as_llama_cpp_does_until_a_tie() {
         while let Some(event) = generation.blocking_next() {
             match event {
                 Event::Started { prompt_tokens } => assert_eq!(prompt_tokens as usize, integers(&case["prompt"]).len()),
-                Event::Token { text: part, id, logprob, margin } => {
+                Event::Token { text: part, id, logprob, margin, .. } => {
                     assert!(logprob <= 0.0 && margin >= 0.0);
                     text.push_str(&part);
                     tokens.push(id);

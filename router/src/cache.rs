@@ -10,7 +10,7 @@ pub mod flight;
 pub use exact::{CachedAnswer, ExactCache, Hit};
 pub use flight::{FlightRole, Flights, Subscription};
 
-use crate::domain::{Constraints, Finish, FinishReason, Limits, Message, Part, PolicyRef, TenantId};
+use crate::domain::{Constraints, Finish, FinishReason, Limits, Message, Part, PolicyRef, ResponseFormat, TenantId};
 
 /// What may change an answer or who may see it, as a blake3 hash: tenant, constraints, messages, limits, policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,13 +93,33 @@ impl Encoder {
         for stop in &limits.stop {
             self.text(stop);
         }
+        self.optional_number(limits.top_k.map(u64::from));
+        let penalties = [limits.repetition_penalty, limits.presence_penalty, limits.frequency_penalty];
+        for value in [limits.min_p].into_iter().chain(penalties) {
+            self.optional_number(bits(value));
+        }
+        self.optional_number(limits.logprobs.map(u64::from));
+        self.format(limits.format.as_ref());
+    }
+
+    fn format(&mut self, format: Option<&ResponseFormat>) {
+        self.optional_text(format.map(ResponseFormat::field));
+        match format {
+            None => {}
+            Some(ResponseFormat::JsonSchema(text) | ResponseFormat::Regex(text)) => self.text(text),
+            Some(ResponseFormat::Choices(choices)) => {
+                self.number(choices.len() as u64);
+                choices.iter().for_each(|choice| self.text(choice));
+            }
+        }
     }
 }
 
-/// Whether requests like this may be answered from the cache: greedy ones, others only if the policy says so. To share a
+/// Whether requests like this may be answered from the cache: greedy ones, others only if the policy says so; none that asks
+/// for log-probabilities, which are not kept. To share a
 /// call in flight a request must be greedy ([`Limits::is_deterministic`]), whatever the policy says.
 pub fn may_look_up(limits: &Limits, any_temperature: bool) -> bool {
-    limits.is_deterministic() || any_temperature
+    limits.logprobs.is_none() && (limits.is_deterministic() || any_temperature)
 }
 
 /// Whether an answer may be kept: one that its model ended by itself ([`FinishReason::Stop`]). One that ran into a limit is a
@@ -168,6 +188,16 @@ mod tests {
         check(&|parts| parts.limits.top_p = Some(0.0));
         check(&|parts| parts.limits.max_tokens = Some(0));
         check(&|parts| parts.limits.seed = Some(0));
+        check(&|parts| parts.limits.top_k = Some(1));
+        check(&|parts| parts.limits.min_p = Some(0.5));
+        check(&|parts| parts.limits.repetition_penalty = Some(0.5));
+        check(&|parts| parts.limits.presence_penalty = Some(0.5));
+        check(&|parts| parts.limits.frequency_penalty = Some(0.5));
+        check(&|parts| parts.limits.logprobs = Some(0));
+        check(&|parts| parts.limits.format = Some(ResponseFormat::Regex("a".into())));
+        check(&|parts| parts.limits.format = Some(ResponseFormat::JsonSchema("a".into())));
+        check(&|parts| parts.limits.format = Some(ResponseFormat::Choices(vec!["a".into()])));
+        check(&|parts| parts.limits.format = Some(ResponseFormat::Choices(vec!["a".into(), "b".into()])));
         check(&|parts| parts.limits.stop = vec!["ab".into()]);
         check(&|parts| parts.limits.stop = vec!["b".into(), "a".into()]);
         check(&|parts| parts.messages = vec![Message::text(Role::User, "Be brief.Hi")]);
@@ -197,6 +227,7 @@ mod tests {
                 reason,
                 usage: Usage::default(),
                 usage_reported: true,
+                max_tokens: None,
                 cpu_seconds: 0.0,
                 response_model: String::new(),
             };
@@ -206,6 +237,8 @@ mod tests {
         check(Some(0.7), false, FinishReason::Stop, false);
         check(None, false, FinishReason::Stop, false);
         check(Some(0.7), true, FinishReason::Stop, true);
+        let told = Limits { temperature: Some(0.0), logprobs: Some(0), ..Limits::default() };
+        assert!(!may_look_up(&told, true), "log-probabilities are not kept");
         for reason in [FinishReason::Length, FinishReason::Declined, FinishReason::Filtered, FinishReason::ToolCalls] {
             check(Some(0.0), true, reason, false);
         }

@@ -1,7 +1,7 @@
 //! The known models: where they run, what they can do, what they cost. Read from `policies/models.toml`; every problem of
 //! the file is reported. Prices are integers (pico-USD per token), so a bill is exact.
 
-use crate::domain::{Limits, ModelId, NanoUsd, PicoUsdPerToken, Route, Usage};
+use crate::domain::{Limits, ModelId, NanoUsd, PicoUsdPerToken, ResponseFormat, Route, Usage};
 use crate::toml_file::{Problem, Problems, Section, suggest};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,6 +34,57 @@ pub struct Capabilities {
     pub stop: bool,
     /// `seed`.
     pub seed: bool,
+    /// `top_k`.
+    pub top_k: bool,
+    /// `min_p`.
+    pub min_p: bool,
+    /// `repetition_penalty`.
+    pub repetition_penalty: bool,
+    /// `presence_penalty` and `frequency_penalty`.
+    pub penalties: bool,
+    /// `logprobs`.
+    pub logprobs: bool,
+    /// Answers in the form of a JSON Schema.
+    pub json_schema: bool,
+    /// Answers in the form of a regular expression.
+    pub regex: bool,
+    /// Answers that are one of several texts.
+    pub choice: bool,
+}
+
+/// Words of the catalog for capabilities.
+pub const CAPABILITIES: [&str; 11] = [
+    "sampling",
+    "stop",
+    "seed",
+    "top-k",
+    "min-p",
+    "repetition-penalty",
+    "penalties",
+    "logprobs",
+    "json-schema",
+    "regex",
+    "choice",
+];
+
+impl Capabilities {
+    /// The switch that a word of the catalog turns on.
+    fn switch(&mut self, word: &str) -> Option<&mut bool> {
+        match word {
+            "sampling" => Some(&mut self.sampling),
+            "stop" => Some(&mut self.stop),
+            "seed" => Some(&mut self.seed),
+            "top-k" => Some(&mut self.top_k),
+            "min-p" => Some(&mut self.min_p),
+            "repetition-penalty" => Some(&mut self.repetition_penalty),
+            "penalties" => Some(&mut self.penalties),
+            "logprobs" => Some(&mut self.logprobs),
+            "json-schema" => Some(&mut self.json_schema),
+            "regex" => Some(&mut self.regex),
+            "choice" => Some(&mut self.choice),
+            _ => None,
+        }
+    }
 }
 
 /// Prices with their date and source.
@@ -111,21 +162,29 @@ impl Model {
         wanted.unwrap_or(self.default_output).min(self.max_output).max(1)
     }
 
-    /// The field of `limits` that this model can't honour, if there is one.
+    /// The field of an ask that this model can't honour, if there is one. Values that change nothing are no wish.
     pub fn unsupported(&self, limits: &Limits) -> Option<&'static str> {
-        let Capabilities { sampling, stop, seed } = self.capabilities;
-        let greedy = |value: Option<f32>| value.is_none_or(|value| value == 0.0);
-        if !sampling && !greedy(limits.temperature) {
-            Some("limits.temperature")
-        } else if !sampling && limits.top_p.is_some_and(|top_p| top_p < 1.0) {
-            Some("limits.top_p")
-        } else if !stop && !limits.stop.is_empty() {
-            Some("limits.stop")
-        } else if !seed && limits.seed.is_some() {
-            Some("limits.seed")
-        } else {
-            None
-        }
+        let can = self.capabilities;
+        let beyond = |value: Option<f32>, neutral: f32| value.is_some_and(|value| value != neutral);
+        let format = limits.format.as_ref().map(|format| match format {
+            ResponseFormat::JsonSchema(_) => (can.json_schema, format.field()),
+            ResponseFormat::Regex(_) => (can.regex, format.field()),
+            ResponseFormat::Choices(_) => (can.choice, format.field()),
+        });
+        let wishes = [
+            (beyond(limits.temperature, 0.0), can.sampling, "limits.temperature"),
+            (beyond(limits.top_p, 1.0), can.sampling, "limits.top_p"),
+            (!limits.stop.is_empty(), can.stop, "limits.stop"),
+            (limits.seed.is_some(), can.seed, "limits.seed"),
+            (limits.top_k.is_some(), can.top_k, "limits.top_k"),
+            (beyond(limits.min_p, 0.0), can.min_p, "limits.min_p"),
+            (beyond(limits.repetition_penalty, 1.0), can.repetition_penalty, "limits.repetition_penalty"),
+            (beyond(limits.presence_penalty, 0.0), can.penalties, "limits.presence_penalty"),
+            (beyond(limits.frequency_penalty, 0.0), can.penalties, "limits.frequency_penalty"),
+            (limits.logprobs.is_some(), can.logprobs, "limits.logprobs"),
+            (format.is_some(), format.is_none_or(|(can, _)| can), format.map_or("", |(_, field)| field)),
+        ];
+        wishes.into_iter().find(|(wished, can, _)| *wished && !can).map(|(_, _, field)| field)
     }
 }
 
@@ -241,15 +300,13 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
 fn read_capabilities(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Capabilities {
     let mut capabilities = Capabilities::default();
     for (word, span) in section.texts("capabilities", problems).unwrap_or_default() {
-        match word.as_str() {
-            "sampling" => capabilities.sampling = true,
-            "stop" => capabilities.stop = true,
-            "seed" => capabilities.seed = true,
-            _ => problems.add(
+        match capabilities.switch(&word) {
+            Some(switch) => *switch = true,
+            None => problems.add(
                 span,
                 &section.path("capabilities"),
-                format!("`{word}` is none of sampling, stop, seed"),
-                suggest(&word, ["sampling", "stop", "seed"].into_iter()),
+                format!("`{word}` is none of {}", CAPABILITIES.join(", ")),
+                suggest(&word, CAPABILITIES.into_iter()),
             ),
         }
     }

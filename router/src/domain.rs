@@ -6,12 +6,13 @@ pub mod decision;
 pub mod money;
 pub mod request;
 
-pub use answer::{AnswerText, Chunk, Finish, FinishReason, TokenLogprob, Usage};
+pub use answer::{AnswerText, Chunk, Finish, FinishReason, TokenAlternative, TokenLogprob, Usage};
 pub use decision::{
     Candidate, Constraints, Decision, EntryStatus, ExcludedBy, PolicyRef, Reason, ReasonCode, Route, Score,
     ScoreOutOfRange,
 };
 pub use money::{Cost, CostBasis, MoneyError, NanoUsd, PicoUsdPerToken};
 pub use request::{
-    AttemptId, Labels, Limits, Message, ModelId, Part, Placement, PlacementConflict, Request, RequestId, Role, TenantId,
+    AttemptId, Labels, Limits, Message, ModelId, Part, Placement, PlacementConflict, Request, RequestId,
+    ResponseFormat, Role, TenantId,
 };

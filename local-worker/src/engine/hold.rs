@@ -1,7 +1,7 @@
 //! Which text may be passed on: not before it is sure that an answer is no decline, not while it may be the beginning of a
 //! stop text, and never a stop text itself.
 
-use super::request::{Event, FinishReason};
+use super::request::{Event, FinishReason, TokenDetail};
 use super::sample::Choice;
 use crate::tokenizer::TextStream;
 
@@ -44,7 +44,7 @@ impl Hold {
     }
 
     /// Takes a token and its bytes; `last` if no more come.
-    pub fn push(&mut self, choice: Choice, bytes: &[u8], last: bool) -> Released {
+    pub fn push(&mut self, choice: Choice, detail: Option<Box<TokenDetail>>, bytes: &[u8], last: bool) -> Released {
         let mut text = self.stream.push(bytes);
         if last {
             text.push_str(&self.stream.finish());
@@ -58,7 +58,8 @@ impl Hold {
         let (safe, stopped) = self.safe_length();
         let safe = if last && !stopped { self.pending.len() } else { safe };
         let text = self.pending.drain(..safe).collect();
-        self.held.push(Event::Token { text, id: choice.id, logprob: choice.logprob, margin: choice.margin });
+        let Choice { id, logprob, margin } = choice;
+        self.held.push(Event::Token { text, id, logprob, margin, detail });
         let over = stopped.then_some(FinishReason::Stop);
         let released = decided.is_some() || over.is_some() || last;
         Released { events: if released { std::mem::take(&mut self.held) } else { Vec::new() }, over }
@@ -80,8 +81,9 @@ impl Hold {
 
     /// How much of the pending text is certain, and whether a stop text follows it.
     fn safe_length(&self) -> (usize, bool) {
-        let stop = self.stops.iter().filter_map(|stop| self.pending.find(stop.as_str())).min();
-        if let Some(at) = stop {
+        // The stop text that ends first, so that it does not matter how the text falls into tokens.
+        let found = self.stops.iter().filter_map(|stop| self.pending.find(stop).map(|at| (at + stop.len(), at)));
+        if let Some((_, at)) = found.min() {
             return (at, true);
         }
         let may_begin = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.pending[*at..]));
@@ -101,7 +103,7 @@ mod tests {
         let mut texts = Vec::new();
         for (at, token) in tokens.iter().enumerate() {
             let choice = Choice { id: at as u32, logprob: 0.0, margin: 0.0 };
-            let released = hold.push(choice, token.as_bytes(), at + 1 == tokens.len());
+            let released = hold.push(choice, None, token.as_bytes(), at + 1 == tokens.len());
             let text = |event: &Event| match event {
                 Event::Token { text, .. } => text.clone(),
                 other => panic!("{other:?}"),
@@ -126,8 +128,47 @@ mod tests {
         check(&["END"], &["EN", "EN", "D"], &["", "EN", ""], stop);
         check(&["\n\n"], &["a\n", "\nb"], &["a", ""], stop);
         check(&["\n\n"], &["a\n"], &["a\n"], None);
-        check(&["xyz", "y"], &["wxyz"], &["w"], stop);
+        check(&["xyz", "y"], &["wxyz"], &["wx"], stop);
+        check(&["xyz", "yz"], &["wxyz"], &["w"], stop);
         check(&["é"], &["\u{e9}a"], &[""], stop);
+    }
+
+    /// What is left of `text`: all before the stop text that is complete first, of several the longest.
+    fn until_stop(text: &str, stops: &[String]) -> (String, bool) {
+        let ends = (0..=text.len()).filter(|end| text.is_char_boundary(*end));
+        let complete =
+            |end: usize| stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
+        let found = ends.into_iter().find_map(|end| complete(end).map(|length| end - length));
+        (text[..found.unwrap_or(text.len())].to_owned(), found.is_some())
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+        #[test]
+        fn however_the_text_falls_into_tokens_the_same_is_shown(
+            text in "[ab\u{e9}\u{1f600}]{1,24}",
+            stops in proptest::collection::vec("[ab\u{e9}\u{1f600}]{1,4}", 0..4),
+            cuts in proptest::collection::vec(1usize..6, 120),
+        ) {
+            let mut hold = Hold::new(stops.clone(), None);
+            let (mut shown, mut over, mut rest, mut cuts) = (String::new(), None, text.as_bytes(), cuts.into_iter());
+            while !rest.is_empty() && over.is_none() {
+                let (token, after) = rest.split_at(cuts.next().unwrap_or(1).min(rest.len()));
+                rest = after;
+                let choice = Choice { id: 0, logprob: 0.0, margin: 0.0 };
+                let released = hold.push(choice, None, token, rest.is_empty());
+                over = released.over;
+                for event in released.events {
+                    let Event::Token { text, .. } = event else { panic!("{event:?}") };
+                    proptest::prop_assert!(!text.contains('\u{fffd}'), "half a character in {}", text);
+                    shown.push_str(&text);
+                }
+                let (left, _) = until_stop(&text, &stops);
+                proptest::prop_assert!(left.starts_with(&shown), "{} was shown of {}", shown, left);
+            }
+            let (left, stopped) = until_stop(&text, &stops);
+            proptest::prop_assert_eq!((shown, over), (left, stopped.then_some(FinishReason::Stop)));
+        }
     }
 
     #[test]

@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::constrain::{Grammars, Guide};
 use super::front::Front;
 use super::generation::UsageMeter;
 use super::rate::{Backlog, Rates};
 use super::request::{Event, GenerateError, Health, ModelInfo, SubmitError, WorkerConfig};
+use super::sample::Sampling;
 
 /// An accepted request.
 #[derive(Debug)]
@@ -17,10 +19,14 @@ pub(super) struct Job {
     pub prompt: Vec<u32>,
     /// Output tokens at most; the prompt and these fit the context.
     pub most: u32,
-    pub temperature: f32,
-    pub top_p: f32,
-    pub seed: Option<u64>,
+    /// Whether it is the context that sets `most`.
+    pub context_bound: bool,
+    pub sampling: Sampling,
     pub stop: Vec<String>,
+    /// Whether more than log-probability and margin is told of each token.
+    pub detailed: bool,
+    /// Keeps the answer to what was asked for.
+    pub guide: Option<Guide>,
     pub deadline: Option<Instant>,
     /// Holds every event the request can have, so sending never waits.
     pub events: mpsc::Sender<Event>,
@@ -40,6 +46,7 @@ pub(super) struct Shared {
     pub info: ModelInfo,
     pub front: Front,
     pub decline: Option<(String, usize)>,
+    pub grammars: Grammars,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -83,7 +90,15 @@ impl Shared {
             ended: false,
             panic_wanted: false,
         };
-        Self { config, info, front, decline, state: Mutex::new(state), changed: Condvar::new() }
+        Self {
+            config,
+            info,
+            front,
+            decline,
+            grammars: Grammars::default(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// The state. A panic of the thread elsewhere can't leave it half changed, so a poisoned lock is taken all the same.

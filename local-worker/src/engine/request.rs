@@ -52,16 +52,30 @@ impl Default for WorkerConfig {
 pub struct GenerateRequest {
     /// The conversation so far; not empty.
     pub messages: Vec<ChatMessage>,
-    /// Tokens at most; unset, what the context leaves.
+    /// Tokens at most; unset, what the context leaves. What applied is told at the end.
     pub max_tokens: Option<u32>,
     /// 0 takes the likeliest token each time; finite, at least 0.
     pub temperature: f32,
+    /// Samples among so many likeliest tokens; unset or 0, among all.
+    pub top_k: Option<u32>,
     /// Samples among the likeliest tokens of this much mass; above 0, at most 1.
     pub top_p: f32,
-    /// Texts that end the answer and are not part of it.
+    /// Samples among tokens at least this many times as likely as the likeliest; 0 to 1.
+    pub min_p: f32,
+    /// Weakens tokens that prompt or answer have already: above 1 weakens, below strengthens; above 0, at most 10.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that the answer has already; within −2 and 2.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token for each time the answer has it already; within −2 and 2.
+    pub frequency_penalty: f32,
+    /// Texts that end the answer and are not part of it. None together with a `constraint`, which they would cut short.
     pub stop: Vec<String>,
-    /// Makes sampling repeatable.
+    /// Makes sampling repeatable: the same request with the same seed is answered the same, whatever runs beside it.
     pub seed: Option<u64>,
+    /// Tells with each token its bytes and so many likeliest alternatives, at most [`MAX_ALTERNATIVES`]; unset, neither.
+    pub logprobs: Option<u32>,
+    /// What the answer must look like.
+    pub constraint: Option<Constraint>,
     /// A request that can't be expected to end by then is refused, and given up when the moment passes.
     pub deadline: Option<Instant>,
 }
@@ -69,8 +83,59 @@ pub struct GenerateRequest {
 impl GenerateRequest {
     /// A greedy request without limits.
     pub fn greedy(messages: Vec<ChatMessage>) -> Self {
-        Self { messages, max_tokens: None, temperature: 0.0, top_p: 1.0, stop: Vec::new(), seed: None, deadline: None }
+        Self {
+            messages,
+            max_tokens: None,
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            stop: Vec::new(),
+            seed: None,
+            logprobs: None,
+            constraint: None,
+            deadline: None,
+        }
     }
+}
+
+/// Most alternatives that are told with a token.
+pub const MAX_ALTERNATIVES: u32 = 20;
+
+/// What an answer must look like. The answer matches as a whole, or the request fails with [`GenerateError::Unfinished`] or
+/// [`GenerateError::Constraint`]; a model that declines may still do so.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Constraint {
+    /// JSON, without optional white space, that a JSON Schema describes. Keywords that can't be kept are refused.
+    JsonSchema(String),
+    /// Text that a regular expression matches from beginning to end; Rust syntax without look-around, back references and
+    /// inner anchors, `\d` and `\w` being those of ASCII.
+    Regex(String),
+    /// One of these texts.
+    Choices(Vec<String>),
+}
+
+/// A token the model might have written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alternative {
+    /// Index in the vocabulary.
+    pub id: u32,
+    /// What it would have added, perhaps part of a character; empty for control tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability at temperature 1.
+    pub logprob: f32,
+}
+
+/// What is told of a token where [`GenerateRequest::logprobs`] asks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenDetail {
+    /// What the token adds, perhaps part of a character; empty for control tokens.
+    pub bytes: Vec<u8>,
+    /// The model's likeliest tokens here, likeliest first, the written one perhaps among them.
+    pub alternatives: Vec<Alternative>,
 }
 
 /// What happens while an answer is written, in order: one `Started`, any number of `Token`s, then `Finished` or `Failed`.
@@ -87,10 +152,12 @@ pub enum Event {
         text: String,
         /// Index in the vocabulary. The token that ends an answer is reported too, with no text of its own.
         id: u32,
-        /// Natural logarithm of its probability at temperature 1.
+        /// Natural logarithm of the probability the model gave it: at temperature 1, before penalties and constraint.
         logprob: f32,
-        /// Distance of the likeliest token to the second, in log-probability; at least 0.
+        /// Distance of the model's likeliest token to its second, in log-probability; at least 0.
         margin: f32,
+        /// More about it, where asked for.
+        detail: Option<Box<TokenDetail>>,
     },
     /// The answer is complete.
     Finished(Finished),
@@ -103,8 +170,10 @@ pub enum Event {
 pub enum FinishReason {
     /// The model ended it, or a stop text came.
     Stop,
-    /// As many tokens as allowed.
+    /// As many tokens as asked for.
     Length,
+    /// As many tokens as the context holds.
+    Context,
     /// The model wrote its decline text; no text was passed on.
     Declined,
 }
@@ -118,6 +187,8 @@ pub struct Finished {
     pub prompt_tokens: u32,
     /// Tokens generated, the ending one and declined ones included.
     pub output_tokens: u32,
+    /// Output tokens it could have had: as asked for, or what prompt and context left.
+    pub max_tokens: u32,
     /// Processor time of the worker's thread, this request's share.
     pub cpu_seconds: f64,
 }
@@ -148,6 +219,14 @@ pub enum GenerateError {
     /// The model produced something that is not a number.
     #[error("the model's output is not a number at output token {0}; the weights or the prompt are faulty")]
     NotANumber(u32),
+    /// The answer reached its limit of tokens before it was what its constraint asks for.
+    #[error(
+        "after {0} tokens, the most it may have, the answer was not yet what its constraint asks for; allow more tokens"
+    )]
+    Unfinished(u32),
+    /// The answer can't go on as its constraint asks for.
+    #[error("the answer can't go on as its constraint asks for: {0}")]
+    Constraint(String),
 }
 
 /// Why a request was not accepted.

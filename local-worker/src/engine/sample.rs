@@ -1,68 +1,217 @@
-//! Choosing the next token from logits.
+//! Choosing the next token from logits: penalties, then what the answer must look like (a mask), temperature, top-k, top-p
+//! and min-p, in the order that Hugging Face `transformers` and vLLM take them.
+//!
+//! A draw depends on the seed, on how many draws the request has made and on the logits, never on what runs beside it.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use super::request::GenerateRequest;
 use crate::kernels::{Level, log_sum_exp, top_two};
+
+/// How tokens are chosen for one request; ranges as checked when it was submitted.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sampling {
+    pub temperature: f32,
+    /// 0 takes all.
+    pub top_k: usize,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub seed: Option<u64>,
+    /// Likeliest tokens to tell with each choice.
+    pub alternatives: usize,
+}
+
+impl From<&GenerateRequest> for Sampling {
+    fn from(request: &GenerateRequest) -> Self {
+        Self {
+            temperature: request.temperature,
+            top_k: request.top_k.unwrap_or(0) as usize,
+            top_p: request.top_p,
+            min_p: request.min_p,
+            repetition_penalty: request.repetition_penalty,
+            presence_penalty: request.presence_penalty,
+            frequency_penalty: request.frequency_penalty,
+            seed: request.seed,
+            alternatives: request.logprobs.unwrap_or(0) as usize,
+        }
+    }
+}
+
+impl Sampling {
+    /// Whether what was said before changes what comes next.
+    fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
 
 /// How tokens are chosen for one request, and the state of chance.
 #[derive(Debug)]
 pub(super) struct Sampler {
-    temperature: f32,
-    top_p: f32,
+    sampling: Sampling,
     state: u64,
+    /// How often each token was written; 0 for those of the prompt. Empty where nothing is penalised.
+    seen: HashMap<u32, u32>,
+    alternatives: Vec<(u32, f32)>,
 }
 
 /// A chosen token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Choice {
     pub id: u32,
-    /// Natural logarithm of its probability at temperature 1.
+    /// Natural logarithm of the probability the model gives it: at temperature 1, without penalties and masks.
     pub logprob: f32,
-    /// Distance of the likeliest to the second.
+    /// Distance of the model's likeliest token to its second.
     pub margin: f32,
+}
+
+/// Why no token can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoChoice {
+    /// The logits are not numbers.
+    NotANumber,
+    /// The mask forbids all.
+    NothingAllowed,
 }
 
 /// Buffers of [`Sampler::choose`].
 #[derive(Debug, Default)]
 pub(super) struct SampleScratch {
     terms: Vec<f32>,
+    adjusted: Vec<f32>,
     candidates: Vec<(f32, u32)>,
 }
 
 impl Sampler {
     /// Without a seed, chance differs from request to request.
-    pub fn new(temperature: f32, top_p: f32, seed: Option<u64>) -> Self {
-        Self { temperature, top_p, state: seed.unwrap_or_else(|| RandomState::new().build_hasher().finish()) }
+    pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
+        let state = sampling.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let seen = if sampling.penalises() { prompt.iter().map(|id| (*id, 0)).collect() } else { HashMap::new() };
+        Self { sampling, state, seen, alternatives: Vec::new() }
     }
 
-    /// The next token; `None` if the logits are not numbers.
-    pub fn choose(&mut self, level: Level, logits: &[f32], scratch: &mut SampleScratch) -> Option<Choice> {
+    /// The likeliest tokens at the last choice with the model's log-probabilities, likeliest first; as many as asked for.
+    pub fn alternatives(&self) -> &[(u32, f32)] {
+        &self.alternatives
+    }
+
+    /// The next token. `mask` has a bit for each token that may come, 32 tokens to a word.
+    pub fn choose(
+        &mut self,
+        level: Level,
+        logits: &[f32],
+        mask: Option<&[u32]>,
+        scratch: &mut SampleScratch,
+    ) -> Result<Choice, NoChoice> {
         scratch.terms.resize(logits.len(), 0.0);
         let (likeliest, first, second) = top_two(level, logits);
         let sum = log_sum_exp(level, logits, &mut scratch.terms);
         if !sum.is_finite() || !first.is_finite() {
-            return None;
+            return Err(NoChoice::NotANumber);
         }
-        let id = if self.temperature > 0.0 { self.draw(logits, first, scratch) } else { likeliest };
+        self.list_alternatives(logits, sum, scratch);
+        let id = if mask.is_some() || !self.seen.is_empty() {
+            let mut adjusted = std::mem::take(&mut scratch.adjusted);
+            let id = self.choose_adjusted(logits, mask, &mut adjusted, scratch);
+            scratch.adjusted = adjusted;
+            id.ok_or(NoChoice::NothingAllowed)?
+        } else if self.sampling.temperature > 0.0 {
+            self.draw(logits, first, scratch)
+        } else {
+            likeliest
+        };
+        if self.sampling.penalises() {
+            *self.seen.entry(id as u32).or_default() += 1;
+        }
         let margin = if second.is_finite() { first - second } else { 0.0 };
-        Some(Choice { id: id as u32, logprob: (logits[id] - sum).min(0.0), margin })
+        Ok(Choice { id: id as u32, logprob: (logits[id] - sum).min(0.0), margin })
     }
 
-    /// Draws from the smallest set of likeliest tokens that has `top_p` of the mass.
+    /// Chooses after penalties and mask; `None` if nothing is left.
+    fn choose_adjusted(
+        &mut self,
+        logits: &[f32],
+        mask: Option<&[u32]>,
+        adjusted: &mut Vec<f32>,
+        scratch: &mut SampleScratch,
+    ) -> Option<usize> {
+        adjusted.clear();
+        adjusted.extend_from_slice(logits);
+        self.penalise(adjusted);
+        if let Some(mask) = mask {
+            for (at, logit) in adjusted.iter_mut().enumerate() {
+                if mask.get(at / 32).is_none_or(|word| word & (1 << (at % 32)) == 0) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        let largest = adjusted.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !largest.is_finite() {
+            return None;
+        }
+        if self.sampling.temperature > 0.0 {
+            return Some(self.draw(adjusted, largest, scratch));
+        }
+        adjusted.iter().position(|logit| *logit == largest)
+    }
+
+    /// Repetition: divides positive logits of tokens seen in prompt or answer and multiplies negative ones (Keskar et al. 2019,
+    /// arXiv:1909.05858, section 4.1). Presence and frequency: subtracts once, and for each time, for tokens of the answer
+    /// (OpenAI API reference).
+    fn penalise(&self, logits: &mut [f32]) {
+        let Sampling { repetition_penalty: repetition, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for (id, times) in &self.seen {
+            let Some(logit) = logits.get_mut(*id as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+            if *times > 0 {
+                *logit -= presence_penalty + frequency_penalty * *times as f32;
+            }
+        }
+    }
+
+    fn list_alternatives(&mut self, logits: &[f32], sum: f32, scratch: &mut SampleScratch) {
+        self.alternatives.clear();
+        let wanted = self.sampling.alternatives.min(logits.len());
+        if wanted == 0 {
+            return;
+        }
+        let all = &mut scratch.candidates;
+        all.clear();
+        all.extend(logits.iter().copied().zip(0..));
+        keep_largest(all, wanted);
+        self.alternatives.extend(all.iter().map(|(logit, id)| (*id, (logit - sum).min(0.0))));
+    }
+
+    /// Draws from the `top_k` likeliest tokens, of those from the smallest set that has `top_p` of their mass, and of those
+    /// from the ones at least `min_p` times as likely as the likeliest.
     fn draw(&mut self, logits: &[f32], largest: f32, scratch: &mut SampleScratch) -> usize {
-        let inverse = 1.0 / f64::from(self.temperature);
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let inverse = 1.0 / f64::from(temperature);
         let weight = |logit: f32| (f64::from(logit - largest) * inverse).exp() as f32;
-        let total: f64 = logits.iter().map(|logit| f64::from(weight(*logit))).sum();
-        // A token lighter than this can't be among them: all such together have less than 1 − top_p of the mass.
-        let floor = (1.0 - f64::from(self.top_p)) * total / logits.len() as f64;
         let candidates = &mut scratch.candidates;
         candidates.clear();
-        candidates.extend(
-            logits.iter().map(|logit| weight(*logit)).zip(0..).filter(|(weight, _)| f64::from(*weight) >= floor),
-        );
-        if self.top_p < 1.0 {
-            candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            let wanted = f64::from(self.top_p) * total;
+        let limited = (1..logits.len()).contains(&top_k);
+        if limited {
+            candidates.extend(logits.iter().copied().zip(0..));
+            keep_largest(candidates, top_k);
+            candidates.iter_mut().for_each(|(logit, _)| *logit = weight(*logit));
+        } else {
+            let total: f64 = logits.iter().map(|logit| f64::from(weight(*logit))).sum();
+            // A token lighter than this can't be among them: all such together have less than 1 − top_p of the mass.
+            let floor = (1.0 - f64::from(top_p)) * total / logits.len() as f64;
+            let weights = logits.iter().map(|logit| weight(*logit)).zip(0..);
+            candidates.extend(weights.filter(|(weight, _)| f64::from(*weight) >= floor && *weight > 0.0));
+        }
+        if top_p < 1.0 {
+            let total: f64 = match limited {
+                true => candidates.iter().map(|(weight, _)| f64::from(*weight)).sum(),
+                false => logits.iter().map(|logit| f64::from(weight(*logit))).sum(),
+            };
+            candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            let wanted = f64::from(top_p) * total;
             let mut mass = 0.0;
             let enough = candidates.iter().position(|(weight, _)| {
                 mass += f64::from(*weight);
@@ -70,8 +219,9 @@ impl Sampler {
             });
             candidates.truncate(enough.map_or(candidates.len(), |at| at + 1));
         }
+        candidates.retain(|(weight, _)| *weight >= min_p);
         let mass: f64 = candidates.iter().map(|(weight, _)| f64::from(*weight)).sum();
-        let mut left = self.uniform() * mass;
+        let mut left = uniform(&mut self.state) * mass;
         for (weight, id) in candidates.iter() {
             left -= f64::from(*weight);
             if left < 0.0 {
@@ -80,54 +230,26 @@ impl Sampler {
         }
         candidates.last().map_or(0, |(_, id)| *id as usize)
     }
+}
 
-    /// Uniform in 0..1, by SplitMix64.
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+/// Keeps the `count` largest, largest first; of equal ones the first.
+fn keep_largest(entries: &mut Vec<(f32, u32)>, count: usize) {
+    let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if count < entries.len() {
+        entries.select_nth_unstable_by(count, order);
+        entries.truncate(count);
     }
+    entries.sort_unstable_by(order);
+}
+
+/// Uniform in 0..1, by SplitMix64.
+fn uniform(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut x = *state;
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frequencies(temperature: f32, top_p: f32, logits: &[f32]) -> Vec<f64> {
-        let (mut sampler, mut scratch) = (Sampler::new(temperature, top_p, Some(7)), SampleScratch::default());
-        let mut counts = vec![0.0; logits.len()];
-        for _ in 0..20_000 {
-            counts[sampler.choose(Level::Scalar, logits, &mut scratch).unwrap().id as usize] += 1.0 / 20_000.0;
-        }
-        counts
-    }
-
-    #[test]
-    fn chances_are_those_of_the_softmax_within_the_nucleus() {
-        let logits = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
-        let check = |temperature: f32, top_p: f32, expected: [f64; 4]| {
-            for (got, want) in frequencies(temperature, top_p, &logits).into_iter().zip(expected) {
-                assert!((got - want).abs() < 0.015, "temperature {temperature}, top-p {top_p}: {got} for {want}");
-            }
-        };
-        check(0.0, 1.0, [1.0, 0.0, 0.0, 0.0]);
-        check(1.0, 1.0, [0.5, 0.3, 0.15, 0.05]);
-        check(1.0, 0.79, [0.625, 0.375, 0.0, 0.0]);
-        check(1.0, 0.01, [1.0, 0.0, 0.0, 0.0]);
-        let squares = 0.25 + 0.09 + 0.0225 + 0.0025;
-        check(0.5, 1.0, [0.25 / squares, 0.09 / squares, 0.0225 / squares, 0.0025 / squares]);
-    }
-
-    #[test]
-    fn a_choice_tells_its_probability_and_margin_and_refuses_what_is_no_number() {
-        let mut scratch = SampleScratch::default();
-        let mut choose = |logits: &[f32]| Sampler::new(0.0, 1.0, None).choose(Level::detect(), logits, &mut scratch);
-        let choice = choose(&[0.25f32.ln(), 0.75f32.ln()]).unwrap();
-        assert_eq!(choice.id, 1);
-        assert!((choice.logprob - 0.75f32.ln()).abs() < 1e-5 && (choice.margin - 3f32.ln()).abs() < 1e-5);
-        assert_eq!(choose(&[0.0, f32::NAN]), None);
-        assert_eq!(choose(&[f32::NAN; 40]), None);
-    }
-}
+mod tests;

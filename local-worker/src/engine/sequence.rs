@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
+use super::constrain::{Guide, Progress};
 use super::hold::Hold;
 use super::queue::{Job, fail};
 use super::rate::{Backlog, Rates};
-use super::request::{Event, FinishReason, Finished, GenerateError};
-use super::sample::{Choice, Sampler};
+use super::request::{Alternative, Event, FinishReason, Finished, GenerateError, TokenDetail};
+use super::sample::{Choice, NoChoice, SampleScratch, Sampler};
+use crate::kernels::Level;
 use crate::model::Row;
 use crate::tokenizer::Tokenizer;
 
@@ -15,6 +17,7 @@ use crate::tokenizer::Tokenizer;
 pub(super) struct Sequence {
     job: Job,
     sampler: Sampler,
+    guide: Option<Guide>,
     hold: Hold,
     /// Prompt tokens that were rows of a step.
     read: usize,
@@ -29,9 +32,10 @@ pub(super) struct Sequence {
 impl Sequence {
     /// Takes a place and says so.
     pub fn start(mut job: Job, decline: Option<(String, usize)>) -> Self {
-        let sampler = Sampler::new(job.temperature, job.top_p, job.seed);
+        let sampler = Sampler::new(job.sampling.clone(), &job.prompt);
+        let guide = job.guide.take();
         let hold = Hold::new(std::mem::take(&mut job.stop), decline);
-        let sequence = Self { sampler, hold, read: 0, written: 0, latest: None, rows: 0, job };
+        let sequence = Self { sampler, guide, hold, read: 0, written: 0, latest: None, rows: 0, job };
         sequence.send(Event::Started { prompt_tokens: sequence.job.prompt.len() as u32 });
         sequence
     }
@@ -78,9 +82,24 @@ impl Sequence {
         (rows, rows > 0 && self.read == self.job.prompt.len())
     }
 
-    /// Where the next token is chosen.
-    pub fn sampler(&mut self) -> &mut Sampler {
-        &mut self.sampler
+    /// Chooses its next token.
+    ///
+    /// # Errors
+    /// There is none to choose.
+    pub fn choose(
+        &mut self,
+        level: Level,
+        logits: &[f32],
+        scratch: &mut SampleScratch,
+    ) -> Result<Choice, GenerateError> {
+        let mask = match &mut self.guide {
+            Some(guide) => Some(guide.mask().map_err(GenerateError::Constraint)?),
+            None => None,
+        };
+        self.sampler.choose(level, logits, mask, scratch).map_err(|no| match no {
+            NoChoice::NotANumber => GenerateError::NotANumber(self.written),
+            NoChoice::NothingAllowed => GenerateError::Constraint("no token of the vocabulary continues it".to_owned()),
+        })
     }
 
     /// Books processor time.
@@ -89,18 +108,42 @@ impl Sequence {
     }
 
     /// Takes a chosen token, passes on what is certain, and says how the answer ended if it did.
-    pub fn accept(&mut self, choice: Choice, tokenizer: &Tokenizer) -> Option<FinishReason> {
+    ///
+    /// # Errors
+    /// The answer can't become what its constraint asks for.
+    pub fn accept(&mut self, choice: Choice, tokenizer: &Tokenizer) -> Result<Option<FinishReason>, GenerateError> {
         self.written += 1;
         self.latest = Some(choice.id);
         self.job.meter.add(0, 1, 0);
         let ended = tokenizer.ends(choice.id);
         let full = self.written >= self.job.most;
+        let progress = match &mut self.guide {
+            Some(guide) if !ended => guide.advance(choice.id, full).map_err(GenerateError::Constraint)?,
+            _ => Progress::Whole,
+        };
+        let complete = ended || (self.guide.is_some() && progress == Progress::Complete);
         let bytes = if ended { &[] } else { tokenizer.bytes(choice.id) };
-        let released = self.hold.push(choice, bytes, ended || full);
+        let detail = self.job.detailed.then(|| self.detail(bytes, tokenizer));
+        let released = self.hold.push(choice, detail, bytes, complete || full);
+        let unfinished = full && !complete && progress == Progress::Partial && released.over.is_none();
+        if unfinished {
+            return Err(GenerateError::Unfinished(self.written));
+        }
         for event in released.events {
             self.send(event);
         }
-        released.over.or(if ended { Some(FinishReason::Stop) } else { full.then_some(FinishReason::Length) })
+        let limit = if self.job.context_bound { FinishReason::Context } else { FinishReason::Length };
+        Ok(released.over.or(if complete { Some(FinishReason::Stop) } else { full.then_some(limit) }))
+    }
+
+    fn detail(&self, bytes: &[u8], tokenizer: &Tokenizer) -> Box<TokenDetail> {
+        let alternative = |(id, logprob): &(u32, f32)| Alternative {
+            id: *id,
+            bytes: tokenizer.bytes(*id).to_vec(),
+            logprob: *logprob,
+        };
+        let alternatives = self.sampler.alternatives().iter().map(alternative).collect();
+        Box::new(TokenDetail { bytes: bytes.to_vec(), alternatives })
     }
 
     /// Output tokens so far.
@@ -115,6 +158,7 @@ impl Sequence {
             reason,
             prompt_tokens: usage.prompt_tokens,
             output_tokens: usage.output_tokens,
+            max_tokens: self.job.most,
             cpu_seconds: usage.cpu_seconds,
         }));
         self.job.meter.settle();

@@ -1,5 +1,7 @@
 //! The worker as a whole, on models that answer by the book.
 
+mod decoding;
+
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -219,7 +221,7 @@ fn requests_out_of_range_are_refused_by_name() {
     check(GenerateRequest { stop: vec![String::new()], ..ask("a") }, "stop has an empty text");
     check(ask("12345678"), "at least 8 tokens, the context holds 8");
     check(ask(&"x".repeat(10_000_000)), "tokens, the context holds 8");
-    assert_eq!(answer(&model.worker, ask("123456l")).1, FinishReason::Length, "one token fits");
+    assert_eq!(answer(&model.worker, ask("123456l")).1, FinishReason::Context, "one token fits");
 }
 
 #[test]

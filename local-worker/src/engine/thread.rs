@@ -23,7 +23,7 @@ pub(super) struct Desk {
     engine: Option<Engine>,
     places: Vec<Option<Sequence>>,
     rows: Vec<Row>,
-    choices: Vec<Option<Choice>>,
+    choices: Vec<Option<Result<Choice, GenerateError>>>,
 }
 
 /// What runs the model.
@@ -211,10 +211,7 @@ impl Desk {
             *(if writing { &mut output_rows } else { &mut prompt_rows }) += rows;
             if asked && let (Some(logits), Some(choice)) = (logits.next(), self.choices.last_mut()) {
                 let known = &logits[..shared.front.tokenizer.len().min(vocabulary)];
-                *choice = sequence.sampler().choose(engine.model.level(), known, &mut engine.samples);
-                if choice.is_none() {
-                    *choice = Some(Choice { id: u32::MAX, logprob: f32::NAN, margin: f32::NAN });
-                }
+                *choice = Some(sequence.choose(engine.model.level(), known, &mut engine.samples));
             }
         }
         let nanos = clock.nanos();
@@ -230,13 +227,14 @@ impl Desk {
     /// Passes the chosen tokens on and ends what is over.
     fn hand_out(&mut self, shared: &Shared) {
         for slot in 0..self.places.len() {
-            let (Some(sequence), Some(choice)) = (&mut self.places[slot], self.choices[slot]) else { continue };
-            if choice.logprob.is_nan() {
-                let at = sequence.written();
-                self.free(slot, shared, None, |sequence| sequence.fail(GenerateError::NotANumber(at)));
-            } else if let Some(reason) = sequence.accept(choice, &shared.front.tokenizer) {
-                let written = sequence.written();
-                self.free(slot, shared, Some(written), |sequence| sequence.finish(reason));
+            let (Some(sequence), Some(choice)) = (&mut self.places[slot], self.choices[slot].take()) else { continue };
+            match choice.and_then(|choice| sequence.accept(choice, &shared.front.tokenizer)) {
+                Ok(None) => {}
+                Ok(Some(reason)) => {
+                    let written = sequence.written();
+                    self.free(slot, shared, Some(written), |sequence| sequence.finish(reason));
+                }
+                Err(error) => self.free(slot, shared, None, |sequence| sequence.fail(error)),
             }
         }
     }

@@ -75,15 +75,8 @@ pub fn grade(
 }
 
 fn request(prompt: &str) -> GenerateRequest {
-    GenerateRequest {
-        messages: vec![ChatMessage { role: "user".to_owned(), content: prompt.to_owned() }],
-        max_tokens: Some(LONGEST_ANSWER),
-        temperature: 0.0,
-        top_p: 1.0,
-        stop: Vec::new(),
-        seed: None,
-        deadline: None,
-    }
+    let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.to_owned() }];
+    GenerateRequest { max_tokens: Some(LONGEST_ANSWER), ..GenerateRequest::greedy(messages) }
 }
 
 fn answer(mut generation: Generation) -> Result<(String, bool), String> {

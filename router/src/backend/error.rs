@@ -109,6 +109,22 @@ pub enum BackendError {
     /// Prompt and answer do not fit the model's context.
     #[error("the prompt is too long: {0}")]
     PromptTooLong(String),
+    /// It can't honour a field of the request after all; another model may.
+    #[error("`{field}` can't be honoured: {why}")]
+    Unsupported {
+        /// The field, such as `response_format.json_schema`.
+        field: String,
+        /// Why.
+        why: String,
+    },
+    /// The answer ended before it had the form that was asked for.
+    #[error("the answer ended before it had the form that was asked for: {why}")]
+    Unfinished {
+        /// What ended it.
+        why: String,
+        /// What is known to have been used.
+        usage: Option<Usage>,
+    },
     /// The local model's thread panicked; it is being loaded again.
     #[error("the model's thread panicked and is being restarted")]
     Panicked,
@@ -128,6 +144,8 @@ impl BackendError {
             Self::Rejected { .. }
             | Self::Unauthorized { .. }
             | Self::DeadlineExceeded { .. }
+            | Self::Unsupported { .. }
+            | Self::Unfinished { .. }
             | Self::PromptTooLong(_) => false,
         }
     }
@@ -137,7 +155,7 @@ impl BackendError {
     pub fn may_fall_back(&self) -> bool {
         match self {
             Self::Rejected { status, .. } => !matches!(status, 400 | 422),
-            Self::DeadlineExceeded { .. } => false,
+            Self::DeadlineExceeded { .. } | Self::Unfinished { .. } => false,
             _ => true,
         }
     }
@@ -148,11 +166,12 @@ impl BackendError {
         match self {
             Self::Timeout { stage, .. } => *stage != TimeoutStage::Connect,
             Self::Unavailable { sent, .. } | Self::DeadlineExceeded { sent, .. } => *sent,
-            Self::Cut { .. } | Self::Protocol { .. } => true,
+            Self::Cut { .. } | Self::Protocol { .. } | Self::Unfinished { .. } => true,
             Self::Overloaded { .. }
             | Self::Rejected { .. }
             | Self::Unauthorized { .. }
             | Self::RateLimited { .. }
+            | Self::Unsupported { .. }
             | Self::PromptTooLong(_)
             | Self::Panicked => false,
         }
@@ -172,6 +191,8 @@ impl BackendError {
             | Self::Rejected { .. }
             | Self::RateLimited { .. }
             | Self::DeadlineExceeded { .. }
+            | Self::Unsupported { .. }
+            | Self::Unfinished { .. }
             | Self::PromptTooLong(_) => false,
         }
     }
@@ -192,6 +213,7 @@ impl BackendError {
             Self::Timeout { usage, .. }
             | Self::Cut { usage, .. }
             | Self::Protocol { usage, .. }
+            | Self::Unfinished { usage, .. }
             | Self::DeadlineExceeded { usage, .. } => *usage,
             _ => None,
         }
@@ -203,6 +225,7 @@ impl BackendError {
             Self::Timeout { usage, .. }
             | Self::Cut { usage, .. }
             | Self::Protocol { usage, .. }
+            | Self::Unfinished { usage, .. }
             | Self::DeadlineExceeded { usage, .. } => *usage = usage.or(known),
             _ => {}
         }
@@ -222,6 +245,8 @@ impl BackendError {
             Self::Protocol { .. } => "protocol",
             Self::DeadlineExceeded { .. } => "deadline_exceeded",
             Self::PromptTooLong(_) => "prompt_too_long",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Unfinished { .. } => "unfinished",
             Self::Panicked => "panicked",
         }
     }

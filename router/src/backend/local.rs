@@ -1,13 +1,19 @@
 //! A small model in this process as a backend: a call becomes a request of its worker, the worker's events become chunks.
 //!
 //! Nothing here waits for the model or computes: the worker has a thread of its own. Only long prompts are handed over from a
-//! thread that may block, as rendering and counting their tokens takes a while.
+//! thread that may block, as rendering and counting their tokens takes a while, and so are requests for answers of a given
+//! form, which may have to be compiled.
 
 use super::{AnswerStream, Availability, Backend, BackendCall, BackendError, ProbeReading};
-use crate::domain::{Chunk, Finish, FinishReason, Message, ModelId, Route, TokenLogprob, Usage};
+use crate::domain::{
+    Chunk, Finish, FinishReason, Message, ModelId, ResponseFormat, Route, TokenAlternative, TokenLogprob, Usage,
+};
 use futures_util::future::BoxFuture;
 use futures_util::stream::unfold;
-use local_worker::{ChatMessage, Event, GenerateError, GenerateRequest, Generation, Health, SubmitError, Worker};
+use local_worker::{
+    ChatMessage, Constraint, Event, GenerateError, GenerateRequest, Generation, Health, SubmitError, TokenDetail,
+    Worker,
+};
 use std::time::Duration;
 
 /// Prompts of more bytes than this are handed over from a blocking thread.
@@ -38,7 +44,7 @@ impl LocalBackend {
     async fn call(&self, call: BackendCall) -> Result<AnswerStream, BackendError> {
         let long = call.messages.iter().map(Message::byte_len).sum::<usize>() > LONG_PROMPT_BYTES;
         let probe = call.probe.clone();
-        let submitted = if long {
+        let submitted = if long || call.limits.format.is_some() {
             let worker = self.worker.clone();
             tokio::task::spawn_blocking(move || worker.submit(request(&call)))
                 .await
@@ -108,6 +114,29 @@ fn request(call: &BackendCall) -> GenerateRequest {
         stop: call.limits.stop.clone(),
         seed: call.limits.seed,
         deadline: call.deadline,
+        top_k: call.limits.top_k,
+        min_p: call.limits.min_p.unwrap_or(0.0),
+        repetition_penalty: call.limits.repetition_penalty.unwrap_or(1.0),
+        presence_penalty: call.limits.presence_penalty.unwrap_or(0.0),
+        frequency_penalty: call.limits.frequency_penalty.unwrap_or(0.0),
+        logprobs: call.limits.logprobs,
+        constraint: call.limits.format.as_ref().map(constraint),
+    }
+}
+
+fn constraint(format: &ResponseFormat) -> Constraint {
+    match format {
+        ResponseFormat::JsonSchema(schema) => Constraint::JsonSchema(schema.clone()),
+        ResponseFormat::Regex(regex) => Constraint::Regex(regex.clone()),
+        ResponseFormat::Choices(choices) => Constraint::Choices(choices.clone()),
+    }
+}
+
+/// The field of an ask that a field of the worker's request comes from.
+fn field_of_ask(field: &str) -> String {
+    match field {
+        "json_schema" | "regex" | "choices" => format!("response_format.{field}"),
+        _ => format!("limits.{field}"),
     }
 }
 
@@ -144,8 +173,8 @@ impl Translation {
     fn event(&mut self, event: Event) -> Result<Option<Chunk>, BackendError> {
         match event {
             Event::Started { .. } => Ok(None),
-            Event::Token { text, logprob, margin, .. } => {
-                self.pending.push(TokenLogprob { text: text.clone(), logprob, margin });
+            Event::Token { text, logprob, margin, detail, .. } => {
+                self.pending.push(token(logprob, margin, detail));
                 if text.is_empty() {
                     return Ok(None);
                 }
@@ -155,16 +184,26 @@ impl Translation {
                 reason: match finished.reason {
                     local_worker::FinishReason::Stop => FinishReason::Stop,
                     local_worker::FinishReason::Length => FinishReason::Length,
+                    local_worker::FinishReason::Context => FinishReason::Context,
                     local_worker::FinishReason::Declined => FinishReason::Declined,
                 },
                 usage: usage(finished.prompt_tokens, finished.output_tokens),
                 usage_reported: true,
+                max_tokens: Some(finished.max_tokens),
                 cpu_seconds: finished.cpu_seconds,
                 response_model: std::mem::take(&mut self.model),
             }))),
             Event::Failed(error) => Err(failure(&error)),
         }
     }
+}
+
+fn token(logprob: f32, margin: f32, detail: Option<Box<TokenDetail>>) -> TokenLogprob {
+    let (bytes, alternatives) = detail.map_or_else(Default::default, |detail| (detail.bytes, detail.alternatives));
+    let alternative =
+        |other: local_worker::Alternative| TokenAlternative { bytes: other.bytes, logprob: other.logprob };
+    let alternatives = alternatives.into_iter().map(alternative).collect();
+    TokenLogprob { bytes, logprob, margin: Some(margin), alternatives }
 }
 
 fn usage(prompt_tokens: u32, output_tokens: u32) -> Usage {
@@ -190,7 +229,9 @@ fn refusal(error: SubmitError) -> BackendError {
             status: 400,
             message: "the model's chat template refuses this sequence of roles".to_owned(),
         },
-        SubmitError::Invalid { .. } => BackendError::Rejected { status: 400, message: why },
+        SubmitError::Invalid { field, problem } => {
+            BackendError::Unsupported { field: field_of_ask(field), why: problem }
+        }
     }
 }
 
@@ -199,6 +240,9 @@ fn failure(error: &GenerateError) -> BackendError {
     match error {
         GenerateError::WorkerPanicked => BackendError::Panicked,
         GenerateError::DeadlinePassed => BackendError::DeadlineExceeded { sent: true, usage: None },
+        GenerateError::Unfinished(_) | GenerateError::Constraint(_) => {
+            BackendError::Unfinished { why: error.to_string(), usage: None }
+        }
         GenerateError::ShutDown | GenerateError::NotANumber(_) => unavailable(&error.to_string()),
     }
 }
@@ -222,6 +266,13 @@ mod tests {
                 top_p: Some(0.9),
                 stop: vec!["\n".to_owned()],
                 seed: Some(7),
+                top_k: Some(9),
+                min_p: Some(0.1),
+                repetition_penalty: Some(1.2),
+                presence_penalty: Some(0.3),
+                frequency_penalty: Some(0.4),
+                logprobs: Some(3),
+                format: Some(ResponseFormat::Regex("a+".to_owned())),
             },
             max_output_tokens: 12,
             deadline: Some(deadline),
@@ -237,6 +288,13 @@ mod tests {
             stop: vec!["\n".to_owned()],
             seed: Some(7),
             deadline: Some(deadline),
+            top_k: Some(9),
+            min_p: 0.1,
+            repetition_penalty: 1.2,
+            presence_penalty: 0.3,
+            frequency_penalty: 0.4,
+            logprobs: Some(3),
+            constraint: Some(Constraint::Regex("a+".to_owned())),
         };
         assert_eq!(request(&call), expected);
         let open = BackendCall { limits: Limits::default(), ..call };
@@ -246,21 +304,36 @@ mod tests {
     #[test]
     fn events_become_chunks_and_no_token_is_lost() {
         let mut translation = Translation { model: "nano".to_owned(), pending: Vec::new() };
-        let token = |text: &str, logprob: f32| Event::Token { text: text.to_owned(), id: 1, logprob, margin: 0.5 };
+        let alternative = local_worker::Alternative { id: 1, bytes: b"x".to_vec(), logprob: -0.5 };
+        let detail =
+            |text: &str| TokenDetail { bytes: text.as_bytes().to_vec(), alternatives: vec![alternative.clone()] };
+        let token = |text: &str, logprob: f32| Event::Token {
+            text: text.to_owned(),
+            id: 1,
+            logprob,
+            margin: 0.5,
+            detail: Some(Box::new(detail(text))),
+        };
         assert_eq!(translation.event(Event::Started { prompt_tokens: 9 }), Ok(None));
         assert_eq!(translation.event(token("", -1.0)), Ok(None));
-        let known = |text: &str, logprob: f32| TokenLogprob { text: text.to_owned(), logprob, margin: 0.5 };
+        let known = |text: &str, logprob: f32| TokenLogprob {
+            bytes: text.as_bytes().to_vec(),
+            logprob,
+            margin: Some(0.5),
+            alternatives: vec![TokenAlternative { bytes: b"x".to_vec(), logprob: -0.5 }],
+        };
         let chunk = Chunk::Text { text: "é".to_owned(), logprobs: vec![known("", -1.0), known("é", -2.0)] };
         assert_eq!(translation.event(token("é", -2.0)), Ok(Some(chunk)));
         let finished = local_worker::Finished {
             reason: local_worker::FinishReason::Declined,
             prompt_tokens: 9,
             output_tokens: 3,
+            max_tokens: 11,
             cpu_seconds: 0.25,
         };
         let Ok(Some(Chunk::End(finish))) = translation.event(Event::Finished(finished)) else { panic!("an end") };
         assert_eq!((finish.reason, finish.usage, finish.cpu_seconds), (FinishReason::Declined, usage(9, 3), 0.25));
-        assert_eq!(finish.response_model, "nano");
+        assert_eq!((finish.response_model.as_str(), finish.max_tokens), ("nano", Some(11)));
     }
 
     #[test]
@@ -277,7 +350,10 @@ mod tests {
         check(refusal(SubmitError::PromptTooLong { tokens: 9, context: 8 }), "prompt_too_long", false);
         check(refusal(SubmitError::Template("SECRET".to_owned())), "rejected", false);
         let problem = "must be above 0".to_owned();
-        check(refusal(SubmitError::Invalid { field: "top_p", problem }), "rejected", false);
+        check(refusal(SubmitError::Invalid { field: "top_p", problem: problem.clone() }), "unsupported", false);
+        let schema = refusal(SubmitError::Invalid { field: "json_schema", problem });
+        assert_eq!(schema.to_string(), "`response_format.json_schema` can't be honoured: must be above 0");
+        check(failure(&GenerateError::Unfinished(3)), "unfinished", false);
         check(failure(&GenerateError::WorkerPanicked), "panicked", true);
         check(failure(&GenerateError::DeadlinePassed), "deadline_exceeded", false);
         check(failure(&GenerateError::ShutDown), "unavailable", true);

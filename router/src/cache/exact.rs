@@ -129,6 +129,7 @@ mod tests {
                 reason: FinishReason::Stop,
                 usage: Usage::default(),
                 usage_reported: true,
+                max_tokens: None,
                 cpu_seconds: 0.0,
                 response_model: String::new(),
             },

@@ -67,6 +67,33 @@ pub struct AskOptions {
     /// Seed of the sampler.
     #[arg(long, allow_negative_numbers = true)]
     pub seed: Option<i64>,
+    /// Sample from so many likeliest tokens.
+    #[arg(long, allow_negative_numbers = true)]
+    pub top_k: Option<i32>,
+    /// Sample from tokens at least this many times as likely as the likeliest.
+    #[arg(long, allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Above 1 weakens tokens that prompt or answer have already.
+    #[arg(long, allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Subtracted from the logits of tokens that the answer has already.
+    #[arg(long, allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtracted from the logit of a token for each time that the answer has it already.
+    #[arg(long, allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Show each token with its log-probability and so many alternatives, after the answer.
+    #[arg(long, allow_negative_numbers = true, value_name = "ALTERNATIVES")]
+    pub logprobs: Option<i32>,
+    /// The answer shall be JSON that this JSON Schema describes; `@FILE` reads it from a file.
+    #[arg(long, value_name = "SCHEMA", conflicts_with_all = ["regex", "choices"])]
+    pub json_schema: Option<String>,
+    /// The answer shall be text that this regular expression matches as a whole.
+    #[arg(long, conflicts_with = "choices")]
+    pub regex: Option<String>,
+    /// The answer shall be this text or another `--choice`.
+    #[arg(long = "choice", value_name = "TEXT")]
+    pub choices: Vec<String>,
     /// Conversation the request belongs to.
     #[arg(long, default_value = "")]
     pub conversation: String,
@@ -96,8 +123,28 @@ impl AskOptions {
             top_p: self.top_p,
             stop: self.stop.clone(),
             seed: self.seed,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logprobs: self.logprobs,
         });
+        ask.response_format = self.response_format()?.map(|kind| v1::ResponseFormat { kind: Some(kind) });
         Ok(ask)
+    }
+
+    fn response_format(&self) -> anyhow::Result<Option<v1::response_format::Kind>> {
+        use v1::response_format::Kind;
+        if let Some(schema) = &self.json_schema {
+            let schema = match schema.strip_prefix('@') {
+                Some(file) => std::fs::read_to_string(file).with_context(|| format!("can't read {file}"))?,
+                None => schema.clone(),
+            };
+            return Ok(Some(Kind::JsonSchema(schema)));
+        }
+        let choices = (!self.choices.is_empty()).then(|| v1::Choices { texts: self.choices.clone() });
+        Ok(self.regex.clone().map(Kind::Regex).or(choices.map(Kind::Choices)))
     }
 }
 
@@ -141,6 +188,7 @@ async fn stream(arguments: AskArguments, out: &mut dyn Write) -> anyhow::Result<
             std::time::Duration::try_from_secs_f64(seconds).context("--deadline should be a positive number")?;
         request.set_timeout(deadline);
     }
+    let mut tokens = Vec::new();
     let mut events = client.gateway.stream_complete(request).await.map_err(|status| describe(&status))?.into_inner();
     loop {
         let message = match events.message().await {
@@ -157,6 +205,7 @@ async fn stream(arguments: AskArguments, out: &mut dyn Write) -> anyhow::Result<
                 writeln!(out, "[rerouted: {}]", decision_line(&rerouted.decision.unwrap_or_default()))?;
             }
             Some(Event::Delta(delta)) => {
+                tokens.extend(delta.logprobs);
                 if let Some(v1::delta::Kind::Text(text)) = delta.kind {
                     write!(out, "{text}")?;
                     out.flush()?;
@@ -164,6 +213,7 @@ async fn stream(arguments: AskArguments, out: &mut dyn Write) -> anyhow::Result<
             }
             Some(Event::Finished(finished)) => {
                 writeln!(out, "\n[{}]", finished_line(&finished))?;
+                tokens.iter().try_for_each(|token| writeln!(out, "{}", token_line(token)))?;
                 return Ok(ExitCode::SUCCESS);
             }
             None => {}
@@ -176,15 +226,27 @@ pub fn finished_line(finished: &v1::Finished) -> String {
     let usage = finished.usage.unwrap_or_default();
     let cost = finished.cost.unwrap_or_default();
     format!(
-        "{}, {} + {} tokens, cost {} ({}), saved {} (estimate), {:.0} ms",
+        "{}, {} + {} tokens (of at most {}), cost {} ({}), saved {} (estimate), {:.0} ms",
         word(finished.finish_reason().as_str_name(), "FINISH_REASON_"),
         usage.input_tokens,
         usage.output_tokens,
+        finished.max_tokens,
         money(cost.nano_usd),
         word(cost.basis().as_str_name(), "COST_BASIS_"),
         money(finished.saved_nano_usd),
         finished.latency_ms,
     )
+}
+
+/// One line on a token: text, log-probability, margin, and what might have come.
+fn token_line(token: &v1::TokenLogprob) -> String {
+    let shown = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(bytes));
+    let margin = token.margin.map_or_else(|| "unknown".to_owned(), |margin| format!("{margin:.3}"));
+    let mut line = format!("{:<16} {:>8.3}  margin {margin}", shown(&token.token), token.logprob);
+    for other in &token.alternatives {
+        line.push_str(&format!("  {} {:.3}", shown(&other.token), other.logprob));
+    }
+    line
 }
 
 /// An enum's name as a word: `ROUTE_LOCAL` without its prefix, in lower case.

@@ -121,7 +121,7 @@ async fn ask(client: &mut Client, request: &DemoRequest) -> Outcome {
     loop {
         match events.message().await {
             Ok(Some(message)) => match message.event {
-                Some(Event::Delta(v1::Delta { kind: Some(v1::delta::Kind::Text(text)) })) => {
+                Some(Event::Delta(v1::Delta { kind: Some(v1::delta::Kind::Text(text)), .. })) => {
                     outcome.text.push_str(&text)
                 }
                 Some(Event::Finished(finished)) => outcome.finished = Some(finished),

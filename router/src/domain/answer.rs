@@ -30,8 +30,10 @@ impl Usage {
 pub enum FinishReason {
     /// The model ended it, or a stop text was met.
     Stop,
-    /// The token limit or the context ended it.
+    /// The token limit ended it.
     Length,
+    /// The model's context is full.
+    Context,
     /// The model asks for tools.
     ToolCalls,
     /// The small model says that it can't.
@@ -46,6 +48,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::Context => "context",
             Self::ToolCalls => "tool_calls",
             Self::Declined => "declined",
             Self::Filtered => "filtered",
@@ -54,7 +57,7 @@ impl FinishReason {
 
     /// Reads the word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Stop, Self::Length, Self::ToolCalls, Self::Declined, Self::Filtered]
+        [Self::Stop, Self::Length, Self::Context, Self::ToolCalls, Self::Declined, Self::Filtered]
             .into_iter()
             .find(|reason| reason.as_str() == word)
     }
@@ -63,12 +66,23 @@ impl FinishReason {
 /// What is known of one generated token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
-    /// Its text.
-    pub text: String,
+    /// What it adds, perhaps part of a character; empty where [`Limits::logprobs`](super::Limits::logprobs) did not ask.
+    pub bytes: Vec<u8>,
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// Distance to the runner-up, in nats.
-    pub margin: f32,
+    /// Distance of the likeliest token to the second, in nats; `None` where the backend does not tell two.
+    pub margin: Option<f32>,
+    /// The likeliest tokens, likeliest first, as many as were asked for.
+    pub alternatives: Vec<TokenAlternative>,
+}
+
+/// A token that the model might have written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenAlternative {
+    /// What it would have added; empty for control tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
 }
 
 /// How an answer ended, in full.
@@ -80,6 +94,8 @@ pub struct Finish {
     pub usage: Usage,
     /// Whether `usage` comes from the backend itself (else it is our count).
     pub usage_reported: bool,
+    /// Tokens that it could have had; `None` for as many as the call allowed.
+    pub max_tokens: Option<u32>,
     /// Processor time of the local model, in seconds; 0 for remote ones.
     pub cpu_seconds: f64,
     /// The model as the backend names it; empty where it names none.

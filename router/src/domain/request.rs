@@ -125,7 +125,29 @@ impl Message {
     }
 }
 
-/// Limits and sampling. `None` means the policy's or backend's default.
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ResponseFormat {
+    /// JSON that this JSON Schema describes; the text is JSON.
+    JsonSchema(String),
+    /// Text that this regular expression matches from beginning to end.
+    Regex(String),
+    /// One of these texts; not empty, and none of them is.
+    Choices(Vec<String>),
+}
+
+impl ResponseFormat {
+    /// The field of an ask that says so.
+    pub const fn field(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "response_format.json_schema",
+            Self::Regex(_) => "response_format.regex",
+            Self::Choices(_) => "response_format.choices",
+        }
+    }
+}
+
+/// Limits, sampling and form of an answer. `None` means the policy's or backend's default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Limits {
     /// Most tokens to generate, reasoning included; at least 1.
@@ -138,6 +160,20 @@ pub struct Limits {
     pub stop: Vec<String>,
     /// Seed of the sampler.
     pub seed: Option<u64>,
+    /// Sample from so many likeliest tokens; at least 1.
+    pub top_k: Option<u32>,
+    /// 0..=1: sample from tokens at least this many times as likely as the likeliest.
+    pub min_p: Option<f32>,
+    /// (0, 10]: weakens tokens that prompt or answer have already; 1 does nothing.
+    pub repetition_penalty: Option<f32>,
+    /// -2..=2: subtracted from the logits of tokens that the answer has already.
+    pub presence_penalty: Option<f32>,
+    /// -2..=2: subtracted from the logit of a token for each time that the answer has it.
+    pub frequency_penalty: Option<f32>,
+    /// Tell each token with so many alternatives; at most 20.
+    pub logprobs: Option<u32>,
+    /// What the answer must look like.
+    pub format: Option<ResponseFormat>,
 }
 
 impl Limits {

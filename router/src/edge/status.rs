@@ -135,7 +135,7 @@ fn code(kind: &GatewayErrorKind) -> Code {
         | GatewayErrorKind::Unavailable { .. }
         | GatewayErrorKind::JournalUnwritable(_)
         | GatewayErrorKind::ShuttingDown => Code::Unavailable,
-        GatewayErrorKind::Cut(_) => Code::Aborted,
+        GatewayErrorKind::Cut(_) | GatewayErrorKind::Unfinished(_) => Code::Aborted,
         GatewayErrorKind::DeadlineExceeded(_) => Code::DeadlineExceeded,
         GatewayErrorKind::Cancelled => Code::Cancelled,
         GatewayErrorKind::UnknownEntry(_) => Code::NotFound,
@@ -150,6 +150,7 @@ fn add_specifics(kind: &GatewayErrorKind, details: &mut ErrorDetails) {
         GatewayErrorKind::Unsupported { field: name, .. } => {
             details.set_bad_request(field(&format!("ask.{name}")));
         }
+        GatewayErrorKind::Unfinished(_) => drop(details.set_bad_request(field("ask.limits.max_tokens"))),
         GatewayErrorKind::PromptTooLong(_) | GatewayErrorKind::UpstreamRejected(_) => {
             details.set_bad_request(field("ask.messages"));
         }
@@ -248,6 +249,8 @@ mod tests {
         check(GatewayErrorKind::Overloaded { what: text(), retry_after: soon }, Code::Unavailable, true, false, None);
         check(GatewayErrorKind::Unavailable { what: text(), retry_after: soon }, Code::Unavailable, true, false, None);
         check(GatewayErrorKind::Cut(text()), Code::Aborted, false, false, None);
+        let unfinished = GatewayErrorKind::Unfinished(text());
+        check(unfinished, Code::Aborted, false, false, Some("ask.limits.max_tokens"));
         check(GatewayErrorKind::Declined { by: text() }, Code::FailedPrecondition, false, false, None);
         check(GatewayErrorKind::PlacementConflict(text()), Code::FailedPrecondition, false, false, None);
         check(GatewayErrorKind::DeadlineExceeded(text()), Code::DeadlineExceeded, false, false, None);

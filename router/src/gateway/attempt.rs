@@ -8,7 +8,8 @@ use crate::backend::{AnswerStream, Backend, BackendCall, BackendError, ProbeRead
 use crate::budget::{BudgetError, Hold};
 use crate::catalog::Model;
 use crate::domain::{
-    AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, Route, Usage,
+    AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, ResponseFormat, Route,
+    Usage,
 };
 use crate::ledger::{AttemptEnded, AttemptStarted};
 use futures_util::StreamExt as _;
@@ -145,6 +146,7 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
         end_user_id: request.end_user_id.clone(),
         probe: probe.clone(),
     };
+    let told = request.limits.logprobs.is_some();
     let deadline = sleep_until(request.deadline);
     tokio::pin!(deadline);
     let backend = Arc::clone(&target.backend);
@@ -167,15 +169,16 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
             chunk = stream.next() => chunk,
         };
         match chunk {
-            Some(Ok(Chunk::Text { text, .. })) => {
+            Some(Ok(Chunk::Text { text, logprobs })) => {
                 run.first_byte.get_or_insert_with(|| run.admitted.received.elapsed());
                 run.shown = true;
                 run.chunks += 1;
                 run.answer.push_str(&text);
+                let logprobs = if told { logprobs } else { Vec::new() };
                 let sent = tokio::select! {
                     biased;
                     () = &mut deadline => return AttemptEnd::DeadlineExceeded,
-                    sent = run.events.send(Ok(ReplyEvent::Text(text))) => sent,
+                    sent = run.events.send(Ok(ReplyEvent::Text { text, logprobs })) => sent,
                 };
                 if sent.is_err() {
                     return AttemptEnd::Cancelled;
@@ -184,7 +187,7 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
             Some(Ok(Chunk::End(finish))) if finish.reason == FinishReason::Declined && !run.shown => {
                 return AttemptEnd::Declined;
             }
-            Some(Ok(Chunk::End(finish))) => return AttemptEnd::Complete(finish),
+            Some(Ok(Chunk::End(finish))) => return complete(run, target, finish),
             Some(Err(error)) => return failed(error),
             None => {
                 let why = "the stream ended without its end marker".to_owned();
@@ -192,6 +195,27 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
             }
         }
     }
+}
+
+/// The end of an answer that the backend calls complete. One that was asked to have a form and was cut off by a limit is not,
+/// and what a remote model calls JSON is looked at: the local engine sees to it by itself.
+fn complete(run: &Run, target: &Target, mut finish: Finish) -> AttemptEnd {
+    finish.max_tokens.get_or_insert(target.max_output_tokens);
+    let format = run.admitted.request.limits.format.as_ref().filter(|_| target.backend.route() == Route::Remote);
+    let is_json = || serde_json::from_str::<serde::de::IgnoredAny>(&run.answer).is_ok();
+    let why = match (format, finish.reason) {
+        (None, _) => return AttemptEnd::Complete(finish),
+        (Some(_), FinishReason::Length | FinishReason::Context) => {
+            format!("it had {} tokens, the most it may have", target.max_output_tokens)
+        }
+        (Some(_), FinishReason::Filtered) => "the upstream withheld the rest".to_owned(),
+        (Some(ResponseFormat::JsonSchema(_)), _) if !is_json() => "the upstream's answer is no JSON".to_owned(),
+        (Some(ResponseFormat::Choices(choices)), _) if !choices.contains(&run.answer) => {
+            "the upstream's answer is none of the choices".to_owned()
+        }
+        (Some(_), _) => return AttemptEnd::Complete(finish),
+    };
+    AttemptEnd::Failed(BackendError::Unfinished { why, usage: finish.usage_reported.then_some(finish.usage) })
 }
 
 fn failed(error: BackendError) -> AttemptEnd {

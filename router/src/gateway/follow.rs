@@ -88,11 +88,11 @@ impl Follower {
                 return self.end(GatewayErrorKind::Cut("the shared answer ended without its end".to_owned())).await;
             };
             match event {
-                Ok(ReplyEvent::Text(text)) => {
+                Ok(ReplyEvent::Text { text, logprobs }) => {
                     self.run.first_byte.get_or_insert_with(|| self.run.admitted.received.elapsed());
                     self.run.shown = true;
                     self.run.answer.push_str(&text);
-                    let _hung_up = events.send(Ok(ReplyEvent::Text(text))).await;
+                    let _hung_up = events.send(Ok(ReplyEvent::Text { text, logprobs })).await;
                 }
                 // Told at the end: what is under way is the other request's decision.
                 Ok(ReplyEvent::Rerouted(_)) => {}

@@ -119,6 +119,7 @@ impl Gateway {
             cpu_seconds: 0.0,
             cost: Cost::FREE,
             finish_reason: answer.finish.reason,
+            max_tokens: answer.finish.max_tokens.unwrap_or(0),
             decision: decision.clone(),
             constraints: admitted.constraints.clone(),
             saved: baseline.amount,
@@ -126,7 +127,8 @@ impl Gateway {
             response_model: answer.finish.response_model.clone(),
             latency,
         };
-        let text = (!answer.text.is_empty()).then(|| Ok(ReplyEvent::Text(answer.text.clone())));
+        let text =
+            (!answer.text.is_empty()).then(|| Ok(ReplyEvent::Text { text: answer.text.clone(), logprobs: Vec::new() }));
         let events = text.into_iter().chain([Ok(ReplyEvent::Finished(Box::new(summary)))]);
         Reply {
             request_id: admitted.request.id,

@@ -1,7 +1,7 @@
 //! What comes back from the gateway: an initial decision, a stream of events, and errors that say what was used.
 
 pub use crate::budget::BudgetWindow;
-use crate::domain::{Constraints, Cost, Decision, FinishReason, NanoUsd, RequestId, Usage};
+use crate::domain::{Constraints, Cost, Decision, FinishReason, NanoUsd, RequestId, TokenLogprob, Usage};
 use futures_util::Stream;
 use std::pin::Pin;
 use std::time::Duration;
@@ -26,8 +26,13 @@ pub struct Reply {
 pub enum ReplyEvent {
     /// The decision changed; only before the first `Text`.
     Rerouted(Box<Decision>),
-    /// More text; never empty.
-    Text(String),
+    /// More of the answer.
+    Text {
+        /// The text; never empty.
+        text: String,
+        /// Its tokens, where the request asked for them.
+        logprobs: Vec<TokenLogprob>,
+    },
     /// The answer is complete.
     Finished(Box<Summary>),
 }
@@ -43,6 +48,8 @@ pub struct Summary {
     pub cost: Cost,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
+    /// Tokens that the answer could have had.
+    pub max_tokens: u32,
     /// The decision that held at the end.
     pub decision: Decision,
     /// What placement, key and rules allowed.
@@ -159,6 +166,9 @@ pub enum GatewayErrorKind {
     /// The answer was cut after its first byte; what was shown is not complete.
     #[error("the answer was cut off: {0}")]
     Cut(String),
+    /// The answer ended before it had the form that was asked for; what was shown is not complete.
+    #[error("the answer ended before it had the form that was asked for: {0}")]
+    Unfinished(String),
     /// The caller's deadline passed.
     #[error("the deadline passed {0}")]
     DeadlineExceeded(String),
@@ -194,6 +204,7 @@ impl GatewayErrorKind {
             Self::Declined { .. } => "declined",
             Self::UpstreamRejected(_) => "upstream_rejected",
             Self::Cut(_) => "cut",
+            Self::Unfinished(_) => "unfinished",
             Self::DeadlineExceeded(_) => "deadline_exceeded",
             Self::Cancelled => "cancelled",
             Self::JournalUnwritable(_) => "journal_unwritable",

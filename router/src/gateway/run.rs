@@ -110,6 +110,9 @@ impl Run {
                 }
                 AttemptEnd::Cancelled => return Err(GatewayErrorKind::Cancelled),
                 AttemptEnd::DeadlineExceeded => return Err(GatewayErrorKind::DeadlineExceeded(self.how_far())),
+                AttemptEnd::Failed(BackendError::Unfinished { why, .. }) => {
+                    return Err(GatewayErrorKind::Unfinished(why));
+                }
                 AttemptEnd::Failed(error) if self.shown => return Err(GatewayErrorKind::Cut(error.to_string())),
                 AttemptEnd::Failed(error) => match self.retry_delay(&model, &error, number) {
                     Some(delay) => {
@@ -246,6 +249,7 @@ impl Run {
             cpu_seconds: self.totals.cpu_seconds,
             cost: self.totals.cost,
             finish_reason: finish.reason,
+            max_tokens: finish.max_tokens.unwrap_or(0),
             decision: self.decision.clone(),
             constraints: self.admitted.constraints.clone(),
             saved: baseline.amount - self.totals.cost.amount,
@@ -274,6 +278,10 @@ fn error_kind(error: &BackendError) -> GatewayErrorKind {
         BackendError::Overloaded { why, .. } => GatewayErrorKind::Overloaded { what: why.clone(), retry_after },
         BackendError::Rejected { .. } => GatewayErrorKind::UpstreamRejected(error.to_string()),
         BackendError::PromptTooLong(why) => GatewayErrorKind::PromptTooLong(why.clone()),
+        BackendError::Unsupported { field, why } => {
+            GatewayErrorKind::Unsupported { field: field.clone(), why: why.clone() }
+        }
+        BackendError::Unfinished { why, .. } => GatewayErrorKind::Unfinished(why.clone()),
         BackendError::DeadlineExceeded { .. } => GatewayErrorKind::DeadlineExceeded("before the first byte".to_owned()),
         _ => GatewayErrorKind::Unavailable { what: error.to_string(), retry_after },
     }
@@ -281,7 +289,7 @@ fn error_kind(error: &BackendError) -> GatewayErrorKind {
 
 pub(super) fn entry_status(kind: &GatewayErrorKind) -> EntryStatus {
     match kind {
-        GatewayErrorKind::Cut(_) => EntryStatus::Cut,
+        GatewayErrorKind::Cut(_) | GatewayErrorKind::Unfinished(_) => EntryStatus::Cut,
         GatewayErrorKind::Cancelled => EntryStatus::Cancelled,
         GatewayErrorKind::DeadlineExceeded(_) => EntryStatus::DeadlineExceeded,
         GatewayErrorKind::Declined { .. } => EntryStatus::Declined,

@@ -5,7 +5,7 @@
 //! that we don't know is not taken for a good end. Lenient elsewhere: fields that we don't know are passed over.
 
 use crate::backend::{BackendCall, BackendError};
-use crate::domain::{Finish, FinishReason, Message, Usage};
+use crate::domain::{Finish, FinishReason, Message, ResponseFormat, TokenAlternative, TokenLogprob, Usage};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -40,6 +40,25 @@ struct Body<'a> {
     seed: Option<u64>,
     #[serde(skip_serializing_if = "str::is_empty")]
     user: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    presence_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frequency_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_logprobs: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_format: Option<serde_json::Value>,
+    // What follows is not OpenAI's: servers such as vLLM know it, and only models whose catalog entry says so get it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_k: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repetition_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    structured_outputs: Option<serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -62,6 +81,8 @@ pub(super) fn request_body(
 ) -> Result<Vec<u8>, BackendError> {
     let turn = |message: &Message| (message.role.as_str(), message.content());
     let max = Some(call.max_output_tokens);
+    let limits = &call.limits;
+    let (response_format, structured_outputs) = form(limits.format.as_ref())?;
     let body = Body {
         model: upstream_model,
         messages: call.messages.iter().map(turn).map(|(role, content)| Turn { role, content }).collect(),
@@ -74,8 +95,35 @@ pub(super) fn request_body(
         stop: &call.limits.stop,
         seed: call.limits.seed,
         user: &call.end_user_id,
+        presence_penalty: limits.presence_penalty,
+        frequency_penalty: limits.frequency_penalty,
+        logprobs: limits.logprobs.map(|_| true),
+        top_logprobs: limits.logprobs.filter(|count| *count > 0),
+        response_format,
+        top_k: limits.top_k,
+        min_p: limits.min_p,
+        repetition_penalty: limits.repetition_penalty,
+        structured_outputs,
     };
     serde_json::to_vec(&body).map_err(|_| protocol("our own request can't be written as JSON"))
+}
+
+/// A form as `response_format` (OpenAI's structured outputs, strict) or as vLLM's `structured_outputs`.
+fn form(
+    format: Option<&ResponseFormat>,
+) -> Result<(Option<serde_json::Value>, Option<serde_json::Value>), BackendError> {
+    use serde_json::{Value, json};
+    Ok(match format {
+        None => (None, None),
+        Some(ResponseFormat::JsonSchema(schema)) => {
+            let schema: Value =
+                serde_json::from_str(schema).map_err(|_| protocol("the JSON schema can't be read as JSON"))?;
+            let schema = json!({ "name": "answer", "strict": true, "schema": schema });
+            (Some(json!({ "type": "json_schema", "json_schema": schema })), None)
+        }
+        Some(ResponseFormat::Regex(regex)) => (None, Some(json!({ "regex": regex }))),
+        Some(ResponseFormat::Choices(choices)) => (None, Some(json!({ "choice": choices }))),
+    })
 }
 
 /// An event of a stream, a unary body, or an error object: they share their fields.
@@ -99,6 +147,40 @@ struct Choice {
     delta: Option<Said>,
     #[serde(default)]
     finish_reason: Option<String>,
+    #[serde(default)]
+    logprobs: Option<WireLogprobs>,
+}
+
+#[derive(Deserialize)]
+struct WireLogprobs {
+    #[serde(default)]
+    content: Option<Vec<WireToken>>,
+}
+
+#[derive(Deserialize)]
+struct WireToken {
+    token: String,
+    logprob: f32,
+    #[serde(default)]
+    bytes: Option<Vec<u8>>,
+    #[serde(default)]
+    top_logprobs: Vec<WireToken>,
+}
+
+impl From<WireToken> for TokenLogprob {
+    fn from(wire: WireToken) -> Self {
+        let alternative = |other: WireToken| TokenAlternative {
+            bytes: other.bytes.unwrap_or_else(|| other.token.into_bytes()),
+            logprob: other.logprob,
+        };
+        let alternatives: Vec<TokenAlternative> = wire.top_logprobs.into_iter().map(alternative).collect();
+        let margin = match alternatives.as_slice() {
+            [first, second, ..] => Some(first.logprob - second.logprob),
+            _ => None,
+        };
+        let bytes = wire.bytes.unwrap_or_else(|| wire.token.into_bytes());
+        Self { bytes, logprob: wire.logprob, margin, alternatives }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -176,6 +258,8 @@ pub(super) struct Decoder {
     finish_reason: Option<FinishReason>,
     usage: Option<Usage>,
     model: String,
+    /// Tokens that were told and not taken yet.
+    logprobs: Vec<TokenLogprob>,
 }
 
 impl Decoder {
@@ -204,6 +288,11 @@ impl Decoder {
         }
     }
 
+    /// Tokens that came since this was last asked.
+    pub(super) fn take_logprobs(&mut self) -> Vec<TokenLogprob> {
+        std::mem::take(&mut self.logprobs)
+    }
+
     /// Whether the finish reason came, so that a usage that came too is the final one.
     pub(super) fn has_finish_reason(&self) -> bool {
         self.finish_reason.is_some()
@@ -220,6 +309,7 @@ impl Decoder {
             reason: self.finish_reason.unwrap_or(FinishReason::Stop),
             usage: self.usage.unwrap_or(estimate),
             usage_reported: self.usage.is_some(),
+            max_tokens: None,
             cpu_seconds: 0.0,
             response_model: self.model.clone(),
         }
@@ -249,6 +339,8 @@ impl Decoder {
             let said = choice.delta.unwrap_or_default();
             text.extend(said.content);
             text.extend(said.refusal);
+            let told = choice.logprobs.and_then(|told| told.content).unwrap_or_default();
+            self.logprobs.extend(told.into_iter().map(TokenLogprob::from));
             if let Some(reason) = choice.finish_reason {
                 self.finish_reason = Some(finish_reason(&reason).map_err(|error| error.with_usage(self.usage))?);
             }

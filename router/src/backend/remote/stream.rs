@@ -101,7 +101,7 @@ impl Reading {
                     openai::Step::Nothing => {}
                     openai::Step::Text(text) => {
                         self.note_text(&text);
-                        return Ok(Chunk::Text { text, logprobs: Vec::new() });
+                        return Ok(Chunk::Text { text, logprobs: self.decoder.take_logprobs() });
                     }
                     openai::Step::Done => {
                         let _end_or_not = timeout(LINGER, self.body.next()).await;

@@ -1,7 +1,7 @@
 //! From a wire ask to a domain request. Every wrong field is reported, by its path; what this build can't honour is refused
 //! by name.
 
-use crate::domain::{Labels, Limits, Message, Part, Placement, Request, RequestId, Role};
+use crate::domain::{Labels, Limits, Message, Part, Placement, Request, RequestId, ResponseFormat, Role};
 use crate::edge::auth::Caller;
 use sluice_proto::v1;
 use std::time::{Duration, Instant};
@@ -17,6 +17,15 @@ const MAX_LABEL_BYTES: (usize, usize) = (64, 256);
 const MAX_TOKENS: i32 = 131_072;
 /// Most stop texts, and the longest, bytes.
 const MAX_STOPS: (usize, usize) = (8, 256);
+/// Most tokens to sample from, and most alternatives told of a token.
+const MAX_TOP_K: i32 = 100_000;
+const MAX_LOGPROBS: i32 = 20;
+/// Longest JSON schema, and all choices together, bytes.
+const MAX_FORMAT_BYTES: usize = 64 << 10;
+/// Longest regular expression, bytes.
+const MAX_REGEX_BYTES: usize = 4 << 10;
+/// Most choices.
+const MAX_CHOICES: usize = 512;
 /// Most messages.
 const MAX_MESSAGES: usize = 2_048;
 
@@ -39,7 +48,11 @@ pub fn request(
         return Err(vec![("ask".to_owned(), "is missing".to_owned())]);
     };
     let messages = messages(&ask, max_prompt_bytes, &mut wrong);
-    let limits = limits(ask.limits.clone().unwrap_or_default(), &mut wrong);
+    let mut limits = limits(ask.limits.clone().unwrap_or_default(), &mut wrong);
+    limits.format = response_format(ask.response_format.clone(), &mut wrong);
+    if limits.format.is_some() && !limits.stop.is_empty() {
+        add(&mut wrong, "ask.limits.stop", "would cut short what response_format asks for; leave one of the two out");
+    }
     let placement = placement(&ask, &mut wrong);
     if !ask.tools.is_empty() {
         add(&mut wrong, "ask.tools", "tools are not served by this build; leave the field empty");
@@ -143,10 +156,26 @@ fn limits(limits: v1::Limits, wrong: &mut Violations) -> Limits {
     {
         add(wrong, "ask.limits.max_tokens", format!("is {tokens}, it must be within 1 and {MAX_TOKENS}"));
     }
-    if let Some(temperature) = limits.temperature
-        && !(0.0..=2.0).contains(&temperature)
+    let within = [
+        ("temperature", limits.temperature, 0.0, 2.0),
+        ("min_p", limits.min_p, 0.0, 1.0),
+        ("presence_penalty", limits.presence_penalty, -2.0, 2.0),
+        ("frequency_penalty", limits.frequency_penalty, -2.0, 2.0),
+    ];
+    for (field, value, least, most) in within {
+        if let Some(value) = value.filter(|value| !(least..=most).contains(value)) {
+            add(wrong, format!("ask.limits.{field}"), format!("is {value}, it must be within {least} and {most}"));
+        }
+    }
+    if let Some(penalty) = limits.repetition_penalty.filter(|penalty| !(*penalty > 0.0 && *penalty <= 10.0)) {
+        add(wrong, "ask.limits.repetition_penalty", format!("is {penalty}, it must be above 0 and at most 10"));
+    }
+    for (field, value, least, most) in
+        [("top_k", limits.top_k, 1, MAX_TOP_K), ("logprobs", limits.logprobs, 0, MAX_LOGPROBS)]
     {
-        add(wrong, "ask.limits.temperature", format!("is {temperature}, it must be within 0 and 2"));
+        if let Some(value) = value.filter(|value| !(least..=most).contains(value)) {
+            add(wrong, format!("ask.limits.{field}"), format!("is {value}, it must be within {least} and {most}"));
+        }
     }
     if let Some(top_p) = limits.top_p
         && !(top_p > 0.0 && top_p <= 1.0)
@@ -168,6 +197,54 @@ fn limits(limits: v1::Limits, wrong: &mut Violations) -> Limits {
         top_p: limits.top_p,
         stop: limits.stop,
         seed: limits.seed.map(i64::cast_unsigned),
+        top_k: limits.top_k.map(i32::unsigned_abs),
+        min_p: limits.min_p,
+        repetition_penalty: limits.repetition_penalty,
+        presence_penalty: limits.presence_penalty,
+        frequency_penalty: limits.frequency_penalty,
+        logprobs: limits.logprobs.map(i32::unsigned_abs),
+        format: None,
+    }
+}
+
+fn response_format(format: Option<v1::ResponseFormat>, wrong: &mut Violations) -> Option<ResponseFormat> {
+    use v1::response_format::Kind;
+    match format?.kind {
+        Some(Kind::JsonSchema(schema)) => {
+            let field = "ask.response_format.json_schema";
+            if schema.len() > MAX_FORMAT_BYTES {
+                add(wrong, field, format!("has {} bytes, at most {MAX_FORMAT_BYTES} are allowed", schema.len()));
+            } else if let Err(error) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&schema) {
+                add(wrong, field, format!("is not a JSON object: {error}"));
+            }
+            Some(ResponseFormat::JsonSchema(schema))
+        }
+        Some(Kind::Regex(regex)) => {
+            if !(1..=MAX_REGEX_BYTES).contains(&regex.len()) {
+                let description = format!("has {} bytes, it must have 1 to {MAX_REGEX_BYTES}", regex.len());
+                add(wrong, "ask.response_format.regex", description);
+            }
+            Some(ResponseFormat::Regex(regex))
+        }
+        Some(Kind::Choices(choices)) => {
+            let texts = choices.texts;
+            let bytes: usize = texts.iter().map(String::len).sum();
+            if !(1..=MAX_CHOICES).contains(&texts.len()) || bytes > MAX_FORMAT_BYTES {
+                let description = format!(
+                    "has {} texts of {bytes} bytes, it must have 1 to {MAX_CHOICES} of at most {MAX_FORMAT_BYTES}",
+                    texts.len()
+                );
+                add(wrong, "ask.response_format.choices", description);
+            }
+            for (index, _) in texts.iter().enumerate().filter(|(_, text)| text.is_empty()) {
+                add(wrong, format!("ask.response_format.choices.texts[{index}]"), "is empty");
+            }
+            Some(ResponseFormat::Choices(texts))
+        }
+        None => {
+            add(wrong, "ask.response_format", "is empty; set json_schema, regex or choices");
+            None
+        }
     }
 }
 
@@ -270,9 +347,55 @@ mod tests {
             top_p: Some(0.0),
             stop: vec![String::new()],
             seed: Some(-1),
+            top_k: Some(0),
+            min_p: Some(-0.1),
+            repetition_penalty: Some(0.0),
+            presence_penalty: Some(2.5),
+            frequency_penalty: Some(f32::NAN),
+            logprobs: Some(21),
         };
-        let all = ["ask.limits.max_tokens", "ask.limits.temperature", "ask.limits.top_p", "ask.limits.stop[0]"];
+        let all = [
+            "max_tokens",
+            "temperature",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "top_k",
+            "logprobs",
+            "top_p",
+            "stop[0]",
+        ];
+        let all: Vec<String> = all.iter().map(|field| format!("ask.limits.{field}")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
         check(|ask| ask.limits = Some(limits), &all);
+    }
+
+    #[test]
+    fn forms_are_checked() {
+        use v1::response_format::Kind;
+        let form =
+            |kind: Option<Kind>| move |ask: &mut v1::Ask| ask.response_format = Some(v1::ResponseFormat { kind });
+        let choices = |texts: &[&str]| {
+            Some(Kind::Choices(v1::Choices { texts: texts.iter().map(|text| (*text).to_owned()).collect() }))
+        };
+        check(form(Some(Kind::JsonSchema("{\"type\": \"object\"}".to_owned()))), &[]);
+        check(form(Some(Kind::Regex("a+".to_owned()))), &[]);
+        check(form(choices(&["a", "b"])), &[]);
+        check(form(None), &["ask.response_format"]);
+        check(form(Some(Kind::JsonSchema("{".to_owned()))), &["ask.response_format.json_schema"]);
+        check(form(Some(Kind::JsonSchema("[]".to_owned()))), &["ask.response_format.json_schema"]);
+        check(form(Some(Kind::JsonSchema(" ".repeat(65_537)))), &["ask.response_format.json_schema"]);
+        check(form(Some(Kind::Regex(String::new()))), &["ask.response_format.regex"]);
+        check(form(Some(Kind::Regex("a".repeat(4_097)))), &["ask.response_format.regex"]);
+        check(form(choices(&[])), &["ask.response_format.choices"]);
+        check(form(choices(&["a"; 513])), &["ask.response_format.choices"]);
+        check(form(choices(&["a", ""])), &["ask.response_format.choices.texts[1]"]);
+        let stop = |ask: &mut v1::Ask| {
+            form(choices(&["a"]))(ask);
+            ask.limits = Some(v1::Limits { stop: vec!["a".to_owned()], ..v1::Limits::default() });
+        };
+        check(stop, &["ask.limits.stop"]);
     }
 
     #[test]

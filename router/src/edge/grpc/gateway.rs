@@ -47,17 +47,21 @@ impl Services {
     async fn whole(&self, call: tonic::Request<v1::CompleteRequest>) -> Result<Response<v1::CompleteResponse>, Status> {
         let request = self.request(call, |message| message.ask, false)?;
         let mut reply = self.gateway.handle(request).await.map_err(|error| status::of_gateway(&error))?;
-        let mut text = String::new();
+        let (mut text, mut logprobs) = (String::new(), Vec::new());
         while let Some(event) = reply.events.next().await {
             match event.map_err(|error| status::of_gateway(&error))? {
                 ReplyEvent::Rerouted(_) => {}
-                ReplyEvent::Text(more) => text.push_str(&more),
+                ReplyEvent::Text { text: more, logprobs: tokens } => {
+                    text.push_str(&more);
+                    logprobs.extend(tokens);
+                }
                 ReplyEvent::Finished(summary) => {
                     let kind = Some(v1::part::Kind::Text(text));
                     return Ok(Response::new(v1::CompleteResponse {
                         request_id: reply.request_id.to_string(),
                         parts: vec![v1::Part { kind }],
                         finished: Some(wire::finished(&summary)),
+                        logprobs: wire::logprobs(logprobs),
                     }));
                 }
             }
@@ -183,7 +187,10 @@ fn events(reply: Reply, span: Span) -> Events {
             Ok(ReplyEvent::Rerouted(decision)) => {
                 wrap(Event::Rerouted(v1::Rerouted { decision: Some(wire::decision(&decision, Some(&constraints))) }))
             }
-            Ok(ReplyEvent::Text(text)) => wrap(Event::Delta(v1::Delta { kind: Some(v1::delta::Kind::Text(text)) })),
+            Ok(ReplyEvent::Text { text, logprobs }) => {
+                let kind = Some(v1::delta::Kind::Text(text));
+                wrap(Event::Delta(v1::Delta { kind, logprobs: wire::logprobs(logprobs) }))
+            }
             Ok(ReplyEvent::Finished(summary)) => wrap(Event::Finished(wire::finished(&summary))),
             Err(error) => Err(status::of_gateway(&error)),
         })

@@ -1,6 +1,9 @@
 //! From domain values to wire messages.
 
-use crate::domain::{Candidate, Constraints, Cost, CostBasis, Decision, FinishReason, Placement, Route, Score, Usage};
+use crate::domain::{
+    Candidate, Constraints, Cost, CostBasis, Decision, FinishReason, Placement, Route, Score, TokenAlternative,
+    TokenLogprob, Usage,
+};
 use crate::gateway::{FailureReport, Summary};
 use crate::ledger::{self, Story};
 use sluice_proto::v1;
@@ -60,6 +63,7 @@ pub fn finish_reason(reason: FinishReason) -> v1::FinishReason {
     match reason {
         FinishReason::Stop => v1::FinishReason::Stop,
         FinishReason::Length => v1::FinishReason::Length,
+        FinishReason::Context => v1::FinishReason::Context,
         FinishReason::ToolCalls => v1::FinishReason::ToolCalls,
         FinishReason::Declined => v1::FinishReason::Declined,
         FinishReason::Filtered => v1::FinishReason::Filtered,
@@ -101,6 +105,18 @@ pub fn decision(decision: &Decision, constraints: Option<&Constraints>) -> v1::D
     }
 }
 
+/// Tokens of an answer.
+pub fn logprobs(tokens: Vec<TokenLogprob>) -> Vec<v1::TokenLogprob> {
+    let alternative = |other: TokenAlternative| v1::TokenAlternative { token: other.bytes, logprob: other.logprob };
+    let token = |token: TokenLogprob| v1::TokenLogprob {
+        token: token.bytes,
+        logprob: token.logprob,
+        margin: token.margin,
+        alternatives: token.alternatives.into_iter().map(alternative).collect(),
+    };
+    tokens.into_iter().map(token).collect()
+}
+
 /// The last message of a complete answer.
 pub fn finished(summary: &Summary) -> v1::Finished {
     v1::Finished {
@@ -112,6 +128,7 @@ pub fn finished(summary: &Summary) -> v1::Finished {
         saved_nano_usd: summary.saved.nanos(),
         response_model: summary.response_model.clone(),
         latency_ms: milliseconds(summary.latency),
+        max_tokens: i32::try_from(summary.max_tokens).unwrap_or(i32::MAX),
     }
 }
 

@@ -35,6 +35,7 @@ fn a_request_says_what_was_asked_and_no_more() {
         top_p: Some(0.9),
         stop: vec!["\n".to_owned()],
         seed: Some(u64::MAX),
+        ..Limits::default()
     };
     let full = request_body(&bare, "gpt", true, MaxTokensField::MaxCompletionTokens).unwrap();
     let text = String::from_utf8(full).unwrap();
@@ -46,6 +47,59 @@ fn a_request_says_what_was_asked_and_no_more() {
             "max_completion_tokens": 64, "temperature": 0.7, "top_p": 0.9, "stop": ["\n"], "seed": u64::MAX, "user": "user-7",
         })
     );
+}
+
+#[test]
+fn forms_penalties_and_log_probabilities_are_said_in_the_protocol_s_words() {
+    let said = |limits: Limits| {
+        let mut said = body(&call(limits), false, MaxTokensField::MaxTokens);
+        let said = said.as_object_mut().unwrap();
+        ["model", "messages", "stream", "max_tokens"].iter().for_each(|known| drop(said.remove(*known)));
+        serde_json::Value::Object(said.clone())
+    };
+    let format = |format: ResponseFormat| said(Limits { format: Some(format), ..Limits::default() });
+    let schema = r#"{"type":"object","properties":{"z":{},"a":{}}}"#;
+    let json = format(ResponseFormat::JsonSchema(schema.to_owned()));
+    assert_eq!(json["response_format"]["type"], "json_schema");
+    assert_eq!(json["response_format"]["json_schema"]["schema"].to_string(), schema, "in the caller's order");
+    assert_eq!(json["response_format"]["json_schema"]["strict"], true);
+    assert_eq!(format(ResponseFormat::Regex("a+".to_owned())), json!({ "structured_outputs": { "regex": "a+" } }));
+    let choices = ResponseFormat::Choices(vec!["a".to_owned(), "b".to_owned()]);
+    assert_eq!(format(choices), json!({ "structured_outputs": { "choice": ["a", "b"] } }));
+    let limits = Limits {
+        top_k: Some(5),
+        min_p: Some(0.5),
+        repetition_penalty: Some(1.5),
+        presence_penalty: Some(-0.5),
+        frequency_penalty: Some(0.5),
+        logprobs: Some(2),
+        ..Limits::default()
+    };
+    let expected = json!({ "top_k": 5, "min_p": 0.5, "repetition_penalty": 1.5, "presence_penalty": -0.5,
+        "frequency_penalty": 0.5, "logprobs": true, "top_logprobs": 2 });
+    assert_eq!(said(limits), expected);
+    assert_eq!(said(Limits { logprobs: Some(0), ..Limits::default() }), json!({ "logprobs": true }));
+}
+
+#[test]
+fn tokens_are_read_with_their_alternatives() {
+    let mut decoder = Decoder::default();
+    let event = r#"{"choices":[{"index":0,"delta":{"content":"Hé"},"logprobs":{"content":[
+        {"token":"H","logprob":-0.25,"bytes":[72],"top_logprobs":[{"token":"H","logprob":-0.25},{"token":"J","logprob":-1.5}]},
+        {"token":"é","logprob":-0.5,"bytes":null,"top_logprobs":[]}]}}]}"#;
+    assert_eq!(decoder.event(event), Ok(Step::Text("Hé".to_owned())));
+    let alternative = |text: &str, logprob: f32| TokenAlternative { bytes: text.as_bytes().to_vec(), logprob };
+    let first = TokenLogprob {
+        bytes: b"H".to_vec(),
+        logprob: -0.25,
+        margin: Some(1.25),
+        alternatives: vec![alternative("H", -0.25), alternative("J", -1.5)],
+    };
+    let second =
+        TokenLogprob { bytes: "é".as_bytes().to_vec(), logprob: -0.5, margin: None, alternatives: Vec::new() };
+    assert_eq!(decoder.take_logprobs(), [first, second]);
+    assert_eq!(decoder.take_logprobs(), []);
+    assert_eq!(decoder.event(HELLO), Ok(Step::Text("Hello".to_owned())), "none is no fault");
 }
 
 /// Feeds events to a decoder: text so far and how it stands.
