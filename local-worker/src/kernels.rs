@@ -20,7 +20,7 @@ mod scalar;
 mod vector;
 
 pub use activation::Activations;
-pub use attention::attend;
+pub use attention::{Weighing, attend};
 pub use dense::DenseMatrix;
 pub use level::Level;
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};

@@ -10,7 +10,7 @@ mod llama;
 mod step;
 
 pub use bundled::SLUICE_NANO;
-pub use cache::Cache;
+pub use cache::{BlockId, Cache, CacheFormat, CacheShape, POSITIONS};
 pub use error::LoadError;
 pub use gguf::{Gguf, TensorInfo, Value};
 pub use llama::{Llama, LlamaShape};

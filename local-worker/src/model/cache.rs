@@ -1,33 +1,112 @@
-//! What attention remembers of a sequence: keys and values of every position so far, for each layer and key head.
+//! What attention remembers of sequences: keys and values of every position so far, for each layer and key head, in blocks
+//! of [`POSITIONS`] positions under one budget.
 //!
-//! Memory is taken as a sequence grows and given back when its place is cleared, so idle places take none.
+//! A sequence is a table of blocks and grows a block at a time, so no memory is set aside for what may never be written, and
+//! sequences that begin alike can hold the same blocks. A block is counted by its holders and its memory is given back when
+//! the last one lets go. Who may share what is not decided here.
 
-/// Positions by which a place grows at least.
-const GROWTH: usize = 64;
+use std::ops::Range;
+
+use half::f16;
+
+use crate::kernels::{Level, Weighing, attend};
+
+/// Positions of one block.
+pub const POSITIONS: usize = 32;
+
+/// How a stored number is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheFormat {
+    /// Single precision: what was computed, to the bit.
+    #[default]
+    Single,
+    /// Half precision: half the memory, each number within 0.05 % (and no larger than 65504).
+    Half,
+}
+
+/// What one position takes: the plain sizes of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers.
+    pub layers: usize,
+    /// Key heads of a layer.
+    pub key_heads: usize,
+    /// Values of one head.
+    pub head: usize,
+    /// How numbers are kept.
+    pub format: CacheFormat,
+}
+
+impl CacheShape {
+    /// Bytes of one block.
+    pub fn block_bytes(&self) -> usize {
+        let number = match self.format {
+            CacheFormat::Single => 4,
+            CacheFormat::Half => 2,
+        };
+        self.block_numbers() * number
+    }
+
+    fn block_numbers(&self) -> usize {
+        2 * self.layers * self.key_heads * self.head * POSITIONS
+    }
+}
+
+/// A block in a [`Cache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockId(u32);
 
 /// Keys and values of all places.
 #[derive(Debug)]
 pub struct Cache {
-    /// Floats of one position in one layer: key heads times head size.
-    width: usize,
-    head: usize,
-    layers: usize,
-    slots: Vec<Slot>,
+    shape: CacheShape,
+    blocks: Vec<Block>,
+    /// Blocks without a holder.
+    free: Vec<BlockId>,
+    /// Blocks that may be held at once.
+    most: usize,
+    slots: Vec<Vec<BlockId>>,
 }
 
-/// One sequence. Keys and values lie `[layer][key head][position][head size]`.
-#[derive(Debug, Default)]
-struct Slot {
-    capacity: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+/// Numbers lie `[layer][key head][keys, values][position][head size]`.
+#[derive(Debug)]
+struct Block {
+    holders: u32,
+    numbers: Numbers,
+}
+
+#[derive(Debug)]
+enum Numbers {
+    Single(Vec<f32>),
+    Half(Vec<f16>),
+}
+
+/// What one query looks at.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The sequence.
+    pub slot: usize,
+    /// The layer.
+    pub layer: usize,
+    /// The key head that serves the query's head.
+    pub key_head: usize,
+    /// Positions seen; a sliding window begins above 0.
+    pub positions: Range<usize>,
+    /// How products become scores.
+    pub weighing: Weighing,
 }
 
 impl Cache {
-    /// For `slots` sequences at once.
+    /// For `slots` sequences at once in single precision, without a bound.
     pub fn new(slots: usize, layers: usize, key_heads: usize, head: usize) -> Self {
-        let slots = (0..slots).map(|_| Slot::default()).collect();
-        Self { width: key_heads * head, head, layers, slots }
+        let shape = CacheShape { layers, key_heads, head, format: CacheFormat::Single };
+        Self::bounded(slots, shape, u32::MAX as usize)
+    }
+
+    /// For `slots` sequences at once, holding `most` blocks at most.
+    pub fn bounded(slots: usize, shape: CacheShape, most: usize) -> Self {
+        let most = most.min(u32::MAX as usize);
+        Self { shape, blocks: Vec::new(), free: Vec::new(), most, slots: vec![Vec::new(); slots] }
     }
 
     /// Sequences at once.
@@ -35,48 +114,210 @@ impl Cache {
         self.slots.len()
     }
 
-    /// Forgets a sequence and frees its memory.
-    pub fn clear(&mut self, slot: usize) {
-        self.slots[slot] = Slot::default();
+    /// Blocks that may be held at once.
+    pub fn most_blocks(&self) -> usize {
+        self.most
     }
 
-    /// Makes room for `positions` positions.
-    pub fn reserve(&mut self, slot: usize, positions: usize) {
-        let (width, head, layers) = (self.width, self.head, self.layers);
-        let slot = &mut self.slots[slot];
-        if positions <= slot.capacity {
-            return;
+    /// Blocks held by sequences or by whoever asked to keep them.
+    pub fn used_blocks(&self) -> usize {
+        self.blocks.len() - self.free.len()
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(&self) -> usize {
+        self.shape.block_bytes()
+    }
+
+    /// Blocks of a sequence, in the order of positions.
+    pub fn table(&self, slot: usize) -> &[BlockId] {
+        &self.slots[slot]
+    }
+
+    /// Forgets a sequence; blocks nobody else holds give their memory back.
+    pub fn clear(&mut self, slot: usize) {
+        for block in std::mem::take(&mut self.slots[slot]) {
+            self.release(block);
         }
-        let capacity = positions.max(slot.capacity * 3 / 2).next_multiple_of(GROWTH);
-        for side in [&mut slot.keys, &mut slot.values] {
-            let mut grown = vec![0.0; layers * width * capacity];
-            if slot.capacity > 0 {
-                for (old, new) in side.chunks_exact(slot.capacity * head).zip(grown.chunks_exact_mut(capacity * head)) {
-                    new[..old.len()].copy_from_slice(old);
-                }
-            }
-            *side = grown;
+    }
+
+    /// Makes room for `positions` positions. False if the budget has no block left; what was taken so far stays.
+    #[must_use]
+    pub fn reserve(&mut self, slot: usize, positions: usize) -> bool {
+        while self.slots[slot].len() * POSITIONS < positions {
+            let Some(block) = self.take() else { return false };
+            self.slots[slot].push(block);
         }
-        slot.capacity = capacity;
+        true
+    }
+
+    /// One more holder of a block.
+    pub fn hold(&mut self, block: BlockId) {
+        self.blocks[block.0 as usize].holders += 1;
+    }
+
+    /// One holder less; the last one gives the memory back.
+    pub fn release(&mut self, block: BlockId) {
+        let at = &mut self.blocks[block.0 as usize];
+        at.holders -= 1;
+        if at.holders == 0 {
+            at.numbers = Numbers::Single(Vec::new());
+            self.free.push(block);
+        }
+    }
+
+    /// Holders of a block.
+    pub fn holders(&self, block: BlockId) -> u32 {
+        self.blocks[block.0 as usize].holders
+    }
+
+    /// Makes a block somebody holds the next one of a sequence. Its positions must be what the sequence would compute, and
+    /// must not be written again.
+    pub fn adopt(&mut self, slot: usize, block: BlockId) {
+        self.hold(block);
+        self.slots[slot].push(block);
+    }
+
+    /// Puts a block of the same content in the place of one of a sequence.
+    pub fn replace(&mut self, slot: usize, index: usize, block: BlockId) {
+        self.hold(block);
+        let old = std::mem::replace(&mut self.slots[slot][index], block);
+        self.release(old);
+    }
+
+    fn take(&mut self) -> Option<BlockId> {
+        let numbers = match self.shape.format {
+            CacheFormat::Single => Numbers::Single(vec![0.0; self.shape.block_numbers()]),
+            CacheFormat::Half => Numbers::Half(vec![f16::ZERO; self.shape.block_numbers()]),
+        };
+        let block = Block { holders: 1, numbers };
+        if let Some(id) = self.free.pop() {
+            self.blocks[id.0 as usize] = block;
+            return Some(id);
+        }
+        if self.blocks.len() >= self.most {
+            return None;
+        }
+        self.blocks.push(block);
+        Some(BlockId(self.blocks.len() as u32 - 1))
     }
 
     /// Remembers a position's keys and values, all key heads one after the other.
     pub(super) fn put(&mut self, slot: usize, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        let (width, head) = (self.width, self.head);
-        let slot = &mut self.slots[slot];
-        for key_head in 0..width / head {
-            let at = ((layer * (width / head) + key_head) * slot.capacity + position) * head;
-            let part = key_head * head..(key_head + 1) * head;
-            slot.keys[at..at + head].copy_from_slice(&keys[part.clone()]);
-            slot.values[at..at + head].copy_from_slice(&values[part]);
+        let (head, key_heads) = (self.shape.head, self.shape.key_heads);
+        let block = self.slots[slot][position / POSITIONS];
+        let numbers = &mut self.blocks[block.0 as usize].numbers;
+        for (key_head, (keys, values)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
+            let at = (layer * key_heads + key_head) * 2 * POSITIONS * head + position % POSITIONS * head;
+            for (at, part) in [(at, keys), (at + POSITIONS * head, values)] {
+                match numbers {
+                    Numbers::Single(numbers) => numbers[at..at + head].copy_from_slice(part),
+                    Numbers::Half(numbers) => {
+                        for (kept, number) in numbers[at..at + head].iter_mut().zip(part) {
+                            // Clamped keeps what is not a number.
+                            *kept = f16::from_f32(number.clamp(-65504.0, 65504.0));
+                        }
+                    }
+                }
+            }
         }
     }
 
-    /// Keys and values of the first `positions` positions.
-    pub(super) fn get(&self, slot: usize, layer: usize, key_head: usize, positions: usize) -> (&[f32], &[f32]) {
-        let slot = &self.slots[slot];
-        let at = (layer * (self.width / self.head) + key_head) * slot.capacity * self.head;
-        let range = at..at + positions * self.head;
-        (&slot.keys[range.clone()], &slot.values[range])
+    /// Attention of one query over what a sequence has stored; `scores` is scratch.
+    pub(super) fn attend(&self, level: Level, look: &Look, query: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
+        let positions = &look.positions;
+        scores.clear();
+        scores.resize(positions.len(), 0.0);
+        let side = POSITIONS * self.shape.head;
+        let start = (look.layer * self.shape.key_heads + look.key_head) * 2 * side;
+        let table = &self.slots[look.slot];
+        let parts = (positions.start / POSITIONS..positions.end.div_ceil(POSITIONS)).map(|index| {
+            let first = positions.start.saturating_sub(index * POSITIONS) * self.shape.head;
+            let last = (positions.end - index * POSITIONS).min(POSITIONS) * self.shape.head;
+            (&self.blocks[table[index].0 as usize].numbers, start + first..start + last)
+        });
+        match self.shape.format {
+            CacheFormat::Single => {
+                let parts = parts.filter_map(|(numbers, range)| match numbers {
+                    Numbers::Single(numbers) => Some((&numbers[range.clone()], &numbers[shift(&range, side)])),
+                    Numbers::Half(_) => None,
+                });
+                attend(level, query, parts, &look.weighing, scores, out);
+            }
+            CacheFormat::Half => {
+                let parts = parts.filter_map(|(numbers, range)| match numbers {
+                    Numbers::Half(numbers) => Some((&numbers[range.clone()], &numbers[shift(&range, side)])),
+                    Numbers::Single(_) => None,
+                });
+                attend(level, query, parts, &look.weighing, scores, out);
+            }
+        }
+    }
+}
+
+fn shift(range: &Range<usize>, by: usize) -> Range<usize> {
+    range.start + by..range.end + by
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: CacheShape = CacheShape { layers: 3, key_heads: 2, head: 16, format: CacheFormat::Single };
+
+    #[test]
+    fn blocks_are_counted_shared_and_given_back() {
+        let mut cache = Cache::bounded(3, SHAPE, 4);
+        assert_eq!(cache.block_bytes(), 2 * 3 * 2 * 16 * 32 * 4);
+        assert!(cache.reserve(0, 33) && cache.reserve(1, 1));
+        assert_eq!(cache.used_blocks(), 3);
+        let first = cache.table(0)[0];
+        cache.hold(first);
+        cache.adopt(2, first);
+        assert_eq!((cache.holders(first), cache.used_blocks()), (3, 3));
+        assert!(!cache.reserve(2, 97), "four blocks are all there are");
+        assert_eq!((cache.table(2).len(), cache.used_blocks()), (2, 4), "what could be had is kept");
+        cache.clear(0);
+        assert_eq!((cache.holders(first), cache.used_blocks()), (2, 3));
+        assert!(cache.reserve(1, 33));
+        let other = cache.table(1)[1];
+        cache.replace(2, 1, other);
+        assert_eq!((cache.holders(other), cache.used_blocks()), (2, 3));
+        cache.clear(1);
+        cache.clear(2);
+        assert_eq!(cache.used_blocks(), 1, "the one asked to be kept");
+        cache.release(first);
+        assert_eq!(cache.used_blocks(), 0);
+        assert!(
+            cache.blocks.iter().all(|block| matches!(&block.numbers, Numbers::Single(kept) if kept.capacity() == 0))
+        );
+    }
+
+    #[test]
+    fn windows_see_what_they_should_in_both_formats() {
+        let numbers = |seed: usize| (0..32).map(|at| ((at * 7 + seed * 13) as f32 * 0.37).sin()).collect::<Vec<f32>>();
+        for format in [CacheFormat::Single, CacheFormat::Half] {
+            let mut cache = Cache::bounded(1, CacheShape { format, ..SHAPE }, 4);
+            assert!(cache.reserve(0, 100));
+            (0..100).for_each(|at| cache.put(0, 2, at, &numbers(at), &numbers(at + 1000)));
+            let query = &numbers(7)[..16];
+            for positions in [0..1, 0..32, 0..100, 31..33, 40..99, 64..96] {
+                let weighing = Weighing { scale: 0.3, cap: Some(2.0) };
+                let score = |at: usize| {
+                    let product: f32 = query.iter().zip(&numbers(at)[16..]).map(|(a, b)| a * b).sum();
+                    f64::from(2.0 * (product * 0.3 / 2.0).tanh()).exp()
+                };
+                let sum: f64 = positions.clone().map(score).sum();
+                let (mut scores, mut out) = (Vec::new(), [0.0; 16]);
+                let look = Look { slot: 0, layer: 2, key_head: 1, positions: positions.clone(), weighing };
+                cache.attend(Level::detect(), &look, query, &mut scores, &mut out);
+                for (d, got) in out.iter().enumerate() {
+                    let term = |at: usize| score(at) * f64::from(numbers(at + 1000)[16 + d]);
+                    let want = positions.clone().map(term).sum::<f64>() / sum;
+                    let error = if format == CacheFormat::Single { 1e-5 } else { 1e-3 };
+                    assert!((f64::from(*got) - want).abs() < error, "{format:?} {positions:?}: {got} for {want}");
+                }
+            }
+        }
     }
 }

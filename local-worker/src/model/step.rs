@@ -3,9 +3,9 @@
 //! A row is one token at one position of one sequence. Products run over all rows together, so weights are read once a
 //! step; attention runs row by row, over what its own sequence has stored.
 
-use super::cache::Cache;
+use super::cache::{Cache, Look};
 use super::llama::{Layer, Llama};
-use crate::kernels::{Activations, add, attend, rms_norm, rope, silu_multiply};
+use crate::kernels::{Activations, Weighing, add, rms_norm, rope, silu_multiply};
 
 /// One token to work through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +42,13 @@ pub struct Scratch {
 impl Llama {
     /// Works through `rows` and returns the logits of those that asked, one vocabulary after the other in the order of rows.
     ///
-    /// Rows of one sequence must come in the order of their positions. Tokens beyond the vocabulary count as token 0.
+    /// Rows of one sequence must come in the order of their positions, and a bounded cache must have had their positions
+    /// reserved. Tokens beyond the vocabulary count as token 0.
     pub fn step<'scratch>(&self, cache: &mut Cache, scratch: &'scratch mut Scratch, rows: &[Row]) -> &'scratch [f32] {
         let width = self.shape.width;
         for row in rows {
-            cache.reserve(row.slot, row.position + 1);
+            let room = cache.reserve(row.slot, row.position + 1);
+            debug_assert!(room, "who bounds a cache reserves before a step");
         }
         scratch.stream.resize(rows.len() * width, 0.0);
         for (row, stream) in rows.iter().zip(scratch.stream.chunks_exact_mut(width)) {
@@ -93,14 +95,14 @@ impl Llama {
             cache.put(row.slot, index, row.position, &scratch.keys[key.clone()], &scratch.values[key]);
         }
         let out = scratch.attended.reset(rows.len(), queries);
-        let scale = 1.0 / (shape.head as f32).sqrt();
+        let weighing = Weighing { scale: 1.0 / (shape.head as f32).sqrt(), cap: None };
         let shared = shape.heads / shape.key_heads;
         for (at, row) in rows.iter().enumerate() {
-            scratch.scores.resize(row.position + 1, 0.0);
             for head in 0..shape.heads {
-                let (keys, values) = cache.get(row.slot, index, head / shared, row.position + 1);
+                let (key_head, positions) = (head / shared, 0..row.position + 1);
+                let look = Look { slot: row.slot, layer: index, key_head, positions, weighing };
                 let part = at * queries + head * shape.head..at * queries + (head + 1) * shape.head;
-                attend(level, &scratch.queries[part.clone()], keys, values, scale, &mut scratch.scores, &mut out[part]);
+                cache.attend(level, &look, &scratch.queries[part.clone()], &mut scratch.scores, &mut out[part]);
             }
         }
         scratch.attended.quantize(level);
