@@ -199,8 +199,8 @@ impl Worker {
 fn check_config(config: &WorkerConfig) -> Result<(), LoadError> {
     let wrong = |setting, problem: String| Err(LoadError::Config { setting, problem });
     match config {
-        WorkerConfig { threads, .. } if *threads != 1 => {
-            wrong("threads", format!("is {threads}; this build decodes on one thread, so it must be 1"))
+        WorkerConfig { threads, .. } if !(1..=64).contains(threads) => {
+            wrong("threads", format!("is {threads}; it must be between 1 and 64"))
         }
         WorkerConfig { max_sequences, .. } if !(1..=1024).contains(max_sequences) => {
             wrong("max_sequences", format!("is {max_sequences}; it must be between 1 and 1024"))

@@ -17,6 +17,7 @@ mod level;
 mod neon;
 mod quantized;
 mod scalar;
+mod team;
 mod vector;
 
 pub use activation::Activations;
@@ -24,6 +25,7 @@ pub use attention::{Weighing, attend};
 pub use dense::DenseMatrix;
 pub use level::Level;
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
+pub use team::Team;
 pub use vector::{add, log_sum_exp, rms_norm, rope, silu_multiply, top_two};
 
 /// Rows of a matrix that lie interleaved in one tile: one lane each of the widest vector register.

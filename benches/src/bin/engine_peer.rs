@@ -269,9 +269,12 @@ impl Peer for Candle {
             _ => 1000,
         };
         self.vocabulary = size(&content);
-        let architecture = content.metadata.get("general.architecture").and_then(|value| value.to_string().ok()).cloned();
+        let architecture =
+            content.metadata.get("general.architecture").and_then(|value| value.to_string().ok()).cloned();
         self.model = Some(match architecture.as_deref() {
-            Some("gemma3") => Stock::Gemma(quantized_gemma3::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)?),
+            Some("gemma3") => {
+                Stock::Gemma(quantized_gemma3::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)?)
+            }
             _ => Stock::Llama(quantized_llama::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)?),
         });
         self.step(1, 8, 0)?;

@@ -24,7 +24,8 @@ pub struct WorkerConfig {
     pub max_sequences: usize,
     /// Prompt tokens worked through in one step, over all sequences; a cancelled request is noticed between two steps.
     pub prefill_chunk: usize,
-    /// Compute threads. Only 1 is honoured: other cores belong to what surrounds the worker.
+    /// Compute threads, 1 to 64. One by default: other cores belong to what surrounds the worker, and a thread that waits
+    /// for another loses where they are busy. Processor time is told of the first only.
     pub threads: usize,
     /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for. Bounds memory: each token
     /// of a running sequence takes 8 bytes for each layer, key head and value of a head (46 kB with SmolLM2-135M).

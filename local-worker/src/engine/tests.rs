@@ -232,7 +232,7 @@ fn settings_out_of_range_are_refused_by_name() {
     };
     let config = WorkerConfig::default;
     check(config(), "nowhere.gguf");
-    check(WorkerConfig { threads: 2, ..config() }, "threads is 2");
+    check(WorkerConfig { threads: 65, ..config() }, "threads is 65");
     check(WorkerConfig { max_sequences: 0, ..config() }, "max_sequences is 0");
     check(WorkerConfig { prefill_chunk: 0, ..config() }, "prefill_chunk is 0");
     check(WorkerConfig { context_limit: Some(1), ..config() }, "context_limit is 1");

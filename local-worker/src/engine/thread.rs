@@ -12,6 +12,7 @@ use super::request::{GenerateError, Health, ModelSource, WorkerConfig};
 use super::sample::{Choice, SampleScratch};
 use super::sequence::Sequence;
 use super::source;
+use crate::kernels::Team;
 use crate::model::{Cache, Llama, Row, Scratch};
 
 /// Rows and steps by which speed is measured before the first request.
@@ -24,6 +25,14 @@ pub(super) struct Desk {
     places: Vec<Option<Sequence>>,
     rows: Vec<Row>,
     choices: Vec<Option<Result<Choice, GenerateError>>>,
+}
+
+/// The threads that share products; none for one thread, or where the system gives no more.
+fn team(threads: usize) -> Option<Arc<Team>> {
+    let made = (threads > 1).then(|| Team::new("model helper", threads))?;
+    made.inspect_err(|error| tracing::warn!(%error, threads, "no helper threads: the model runs on one"))
+        .ok()
+        .map(Arc::new)
 }
 
 /// What runs the model.
@@ -39,7 +48,7 @@ impl Engine {
     fn new(model: Llama, config: &WorkerConfig) -> Self {
         let shape = model.shape();
         let cache = Cache::new(config.max_sequences, shape.layers, shape.key_heads, shape.head);
-        Self { model, cache, scratch: Scratch::default(), samples: SampleScratch::default() }
+        Self { model, cache, scratch: Scratch::shared_by(team(config.threads)), samples: SampleScratch::default() }
     }
 
     /// Measures speed with an empty worker, and lets the processor see the weights once.

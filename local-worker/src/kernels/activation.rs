@@ -2,8 +2,11 @@
 //!
 //! A scale for 32 values, not for more, keeps a channel with outliers from drowning its neighbours.
 
+use std::sync::Arc;
+
 use super::Level;
 use super::quantized::BLOCK;
+use super::team::Team;
 use super::vector::quantize_block;
 
 /// 32 neighbouring values as integers.
@@ -44,9 +47,20 @@ pub struct Activations {
     cols: usize,
     values: Vec<f32>,
     blocks: Vec<ActivationBlock>,
+    team: Option<Arc<Team>>,
 }
 
 impl Activations {
+    /// Rows whose products are shared by the threads of `team`.
+    pub fn shared_by(team: Option<Arc<Team>>) -> Self {
+        Self { team, ..Self::default() }
+    }
+
+    /// Who shares the products.
+    pub(super) fn team(&self) -> Option<&Team> {
+        self.team.as_deref()
+    }
+
     /// Makes room for `rows` rows of `cols` values and hands it out for filling; then call [`Activations::quantize`].
     pub fn reset(&mut self, rows: usize, cols: usize) -> &mut [f32] {
         self.rows = rows;

@@ -11,23 +11,26 @@ use std::arch::x86_64::{
     _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
 use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+use super::team::Output;
 
 /// See [`super::Matrix::multiply`].
-pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut [f32]) {
+pub(super) fn multiply(matrix: &QuantizedMatrix, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
     // SAFETY: `Level::detect` found every instruction set named below.
     unsafe {
         match matrix.kind() {
-            Kind::Four => walk::<true, false, false, 1>(matrix, input, out),
-            Kind::FourMin => walk::<true, true, false, 1>(matrix, input, out),
-            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, input, out),
-            Kind::Eight => walk::<false, false, false, 1>(matrix, input, out),
-            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, input, out),
-            Kind::EightTwo => walk::<false, false, true, 2>(matrix, input, out),
+            Kind::Four => walk::<true, false, false, 1>(matrix, tiles, input, out),
+            Kind::FourMin => walk::<true, true, false, 1>(matrix, tiles, input, out),
+            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, tiles, input, out),
+            Kind::Eight => walk::<false, false, false, 1>(matrix, tiles, input, out),
+            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, tiles, input, out),
+            Kind::EightTwo => walk::<false, false, true, 2>(matrix, tiles, input, out),
         }
     }
 }
@@ -35,10 +38,11 @@ pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn walk<const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
     matrix: &QuantizedMatrix,
+    tiles: Range<usize>,
     input: &Activations,
-    out: &mut [f32],
+    out: Output<'_>,
 ) {
-    for tile in 0..matrix.rows().div_ceil(TILE) {
+    for tile in tiles {
         let view = matrix.tile(tile);
         let mut m = 0;
         while m < input.rows() {
@@ -59,7 +63,7 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
     first: usize,
     rows: usize,
     tile: usize,
-    out: &mut [f32],
+    out: Output<'_>,
 ) -> usize {
     let inputs: [&[ActivationBlock]; M] = std::array::from_fn(|m| input.row_blocks(first + m));
     for half in 0..2 {
@@ -72,7 +76,8 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
             let count = 8.min(rows.saturating_sub(from));
             let at = (first + m) * rows + from;
             if count > 0 {
-                out[at..at + count].copy_from_slice(&sums[..count]);
+                // SAFETY: these places belong to this tile, which one thread works.
+                unsafe { out.put(at, &sums[..count]) };
             }
         }
     }

@@ -9,26 +9,29 @@ use std::arch::x86_64::{
     _mm512_storeu_ps,
 };
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
 use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+use super::team::Output;
 
 /// How far ahead of use weights are asked for, in lines of 64 bytes.
 const AHEAD: usize = 64;
 
 /// See [`super::Matrix::multiply`].
-pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut [f32]) {
+pub(super) fn multiply(matrix: &QuantizedMatrix, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
     // SAFETY: `Level::detect` found every instruction set named below.
     unsafe {
         match matrix.kind() {
-            Kind::Four => walk::<true, false, false, 1>(matrix, input, out),
-            Kind::FourMin => walk::<true, true, false, 1>(matrix, input, out),
-            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, input, out),
-            Kind::Eight => walk::<false, false, false, 1>(matrix, input, out),
-            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, input, out),
-            Kind::EightTwo => walk::<false, false, true, 2>(matrix, input, out),
+            Kind::Four => walk::<true, false, false, 1>(matrix, tiles, input, out),
+            Kind::FourMin => walk::<true, true, false, 1>(matrix, tiles, input, out),
+            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, tiles, input, out),
+            Kind::Eight => walk::<false, false, false, 1>(matrix, tiles, input, out),
+            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, tiles, input, out),
+            Kind::EightTwo => walk::<false, false, true, 2>(matrix, tiles, input, out),
         }
     }
 }
@@ -36,10 +39,11 @@ pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn walk<const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
     matrix: &QuantizedMatrix,
+    tiles: Range<usize>,
     input: &Activations,
-    out: &mut [f32],
+    out: Output<'_>,
 ) {
-    for tile in 0..matrix.rows().div_ceil(TILE) {
+    for tile in tiles {
         let view = matrix.tile(tile);
         let mut m = 0;
         while m < input.rows() {
@@ -62,7 +66,7 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
     first: usize,
     rows: usize,
     tile: usize,
-    out: &mut [f32],
+    out: Output<'_>,
 ) -> usize {
     let inputs: [&[ActivationBlock]; M] = std::array::from_fn(|m| input.row_blocks(first + m));
     let blocks = inputs[0].len();
@@ -120,7 +124,8 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *total) };
         let count = TILE.min(rows - tile * TILE);
         let at = (first + m) * rows + tile * TILE;
-        out[at..at + count].copy_from_slice(&sums[..count]);
+        // SAFETY: these places belong to this tile, which one thread works.
+        unsafe { out.put(at, &sums[..count]) };
     }
     M
 }

@@ -10,34 +10,43 @@ use std::arch::aarch64::{
     vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32, vsubq_u8,
 };
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
 use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+use super::team::Output;
 use super::vector::half_to_single;
 
 /// Outputs of one register; a tile has four of these.
 const QUARTER: usize = TILE / 4;
 
 /// See [`super::Matrix::multiply`]; `DOT` needs the integer dot product.
-pub(super) fn multiply<const DOT: bool>(matrix: &QuantizedMatrix, input: &Activations, out: &mut [f32]) {
+pub(super) fn multiply<const DOT: bool>(
+    matrix: &QuantizedMatrix,
+    tiles: Range<usize>,
+    input: &Activations,
+    out: Output<'_>,
+) {
     match matrix.kind() {
-        Kind::Four => walk::<DOT, true, false, false, 1>(matrix, input, out),
-        Kind::FourMin => walk::<DOT, true, true, false, 1>(matrix, input, out),
-        Kind::FourMinWide => walk::<DOT, true, true, true, 1>(matrix, input, out),
-        Kind::Eight => walk::<DOT, false, false, false, 1>(matrix, input, out),
-        Kind::EightMinWide => walk::<DOT, false, true, true, 1>(matrix, input, out),
-        Kind::EightTwo => walk::<DOT, false, false, true, 2>(matrix, input, out),
+        Kind::Four => walk::<DOT, true, false, false, 1>(matrix, tiles, input, out),
+        Kind::FourMin => walk::<DOT, true, true, false, 1>(matrix, tiles, input, out),
+        Kind::FourMinWide => walk::<DOT, true, true, true, 1>(matrix, tiles, input, out),
+        Kind::Eight => walk::<DOT, false, false, false, 1>(matrix, tiles, input, out),
+        Kind::EightMinWide => walk::<DOT, false, true, true, 1>(matrix, tiles, input, out),
+        Kind::EightTwo => walk::<DOT, false, false, true, 2>(matrix, tiles, input, out),
     }
 }
 
 fn walk<const DOT: bool, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
     matrix: &QuantizedMatrix,
+    tiles: Range<usize>,
     input: &Activations,
-    out: &mut [f32],
+    out: Output<'_>,
 ) {
-    for tile in 0..matrix.rows().div_ceil(TILE) {
+    for tile in tiles {
         let view = matrix.tile(tile);
         let mut m = 0;
         while m < input.rows() {
@@ -57,7 +66,7 @@ fn some<const M: usize, const DOT: bool, const FOUR: bool, const MIN: bool, cons
     first: usize,
     rows: usize,
     tile: usize,
-    out: &mut [f32],
+    out: Output<'_>,
 ) -> usize {
     let inputs: [&[ActivationBlock]; M] = std::array::from_fn(|m| input.row_blocks(first + m));
     for quarter in 0..4 {
@@ -79,7 +88,8 @@ fn some<const M: usize, const DOT: bool, const FOUR: bool, const MIN: bool, cons
             // SAFETY: four floats fit the array.
             unsafe { vst1q_f32(sums.as_mut_ptr(), *total) };
             let at = (first + m) * rows + from;
-            out[at..at + count].copy_from_slice(&sums[..count]);
+            // SAFETY: these places belong to this tile, which one thread works.
+            unsafe { out.put(at, &sums[..count]) };
         }
     }
     M

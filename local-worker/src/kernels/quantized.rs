@@ -6,13 +6,23 @@
 //! Sixteen rows lie interleaved in a tile, four neighbouring integers of a row at a time, because that is what one
 //! instruction of the integer dot product takes: 64 bytes, sixteen rows by four inputs. No weight is rounded in packing.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::activation::Activations;
+use super::team::{Output, piece};
 use super::{Level, TILE, scalar};
 
 /// Weights that share a scale.
 pub const BLOCK: usize = 32;
+
+/// Lines of 64 weight bytes, times rows of input, from which on a product is shared by threads: less takes longer to hand
+/// out than to do.
+const WORTH_SHARING: usize = 2_048;
+
+/// Pieces for each thread: enough that one that is late holds up little.
+const PIECES: usize = 4;
 
 /// Sixteen rows by four inputs, as bytes.
 #[derive(Debug, Clone, Copy)]
@@ -192,20 +202,30 @@ impl QuantizedMatrix {
         }
     }
 
-    /// See [`super::Matrix::multiply`].
+    /// See [`super::Matrix::multiply`]. Shared by the input's team where there is enough to share; every output is summed by
+    /// one thread in one order, so the result does not depend on it.
     pub fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
+        let tiles = self.rows.div_ceil(TILE);
+        let out = Output::new(out);
+        let team = input.team().filter(|_| self.lines.len() * input.rows() >= WORTH_SHARING);
+        let Some(team) = team else { return self.multiply_tiles(level, 0..tiles, input, out) };
+        let size = tiles.div_ceil(team.threads() * PIECES).max(1);
+        team.run(tiles.div_ceil(size), &|number| self.multiply_tiles(level, piece(number, size, tiles), input, out));
+    }
+
+    fn multiply_tiles(&self, level: Level, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
         match level {
-            Level::Scalar => scalar::multiply(self, input, out),
+            Level::Scalar => scalar::multiply(self, tiles, input, out),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => super::avx2::multiply(self, input, out),
+            Level::Avx2 => super::avx2::multiply(self, tiles, input, out),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => super::avx512::multiply(self, input, out),
+            Level::Avx512Vnni => super::avx512::multiply(self, tiles, input, out),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => super::neon::multiply::<false>(self, input, out),
+            Level::Neon => super::neon::multiply::<false>(self, tiles, input, out),
             #[cfg(target_arch = "aarch64")]
-            Level::NeonDot => super::neon::multiply::<true>(self, input, out),
+            Level::NeonDot => super::neon::multiply::<true>(self, tiles, input, out),
             // Levels of another kind of processor; `Level::detect` never chooses them.
-            _ => scalar::multiply(self, input, out),
+            _ => scalar::multiply(self, tiles, input, out),
         }
     }
 

@@ -1,14 +1,18 @@
 //! The portable product with a quantised matrix: the definition the fast forms are tested against.
 
+use std::ops::Range;
+
 use super::TILE;
 use super::activation::Activations;
 use super::quantized::{BLOCK, QuantizedMatrix};
+use super::team::Output;
 
 /// See [`super::Matrix::multiply`].
-pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut [f32]) {
+#[allow(unsafe_code, reason = "outputs are shared by threads, each with tiles of its own")]
+pub(super) fn multiply(matrix: &QuantizedMatrix, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
     let (rows, kind) = (matrix.rows(), matrix.kind());
     let size = BLOCK / kind.parts();
-    for row in 0..rows {
+    for row in tiles.start * TILE..rows.min(tiles.end * TILE) {
         let (tile, lane) = (matrix.tile(row / TILE), row % TILE);
         for m in 0..input.rows() {
             let mut total = 0.0f32;
@@ -24,7 +28,8 @@ pub(super) fn multiply(matrix: &QuantizedMatrix, input: &Activations, out: &mut 
                     total += tile.minimum(kind, lane, block) * activation.total;
                 }
             }
-            out[m * rows + row] = total;
+            // SAFETY: these places belong to this row's tile, which one thread works.
+            unsafe { out.put(m * rows + row, &[total]) };
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Every fast product against the scalar one, and the scalar one against the definition.
 
+use std::sync::Arc;
+
 use half::f16;
 use proptest::prelude::*;
 
@@ -114,6 +116,26 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let team = Arc::new(Team::new("team", 3).unwrap());
+    for (kind, zero) in KINDS {
+        let matrix = matrix(kind, zero, 300, 256, 4);
+        for level in Level::available() {
+            let alone = activations(level, 5, 256, 8);
+            let mut shared = Activations::shared_by(Some(Arc::clone(&team)));
+            for row in 0..5 {
+                shared.reset(5, 256)[row * 256..(row + 1) * 256].copy_from_slice(alone.row(row));
+            }
+            shared.quantize(level);
+            let (mut want, mut got) = (vec![0.0; 5 * 300], vec![0.0; 5 * 300]);
+            matrix.multiply(level, &alone, &mut want);
+            matrix.multiply(level, &shared, &mut got);
+            assert_eq!(want, got, "{kind:?} {level:?}");
         }
     }
 }

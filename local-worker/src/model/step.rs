@@ -3,9 +3,11 @@
 //! A row is one token at one position of one sequence. Products run over all rows together, so weights are read once a
 //! step; attention runs row by row, over what its own sequence has stored.
 
+use std::sync::Arc;
+
 use super::cache::{Cache, Look};
 use super::llama::{Layer, Llama};
-use crate::kernels::{Activations, Weighing, add, rms_norm, rope, silu_multiply};
+use crate::kernels::{Activations, Team, Weighing, add, rms_norm, rope, silu_multiply};
 
 /// One token to work through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,14 @@ pub struct Scratch {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     logits: Vec<f32>,
+}
+
+impl Scratch {
+    /// Buffers whose products are shared by the threads of `team`.
+    pub fn shared_by(team: Option<Arc<Team>>) -> Self {
+        let rows = || Activations::shared_by(team.clone());
+        Self { normed: rows(), attended: rows(), inner: rows(), ..Self::default() }
+    }
 }
 
 impl Llama {
