@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use local_worker::model::{Cache, Gguf, Llama, Row, Scratch};
 use local_worker::template::ChatTemplate;
 use local_worker::tokenizer::Tokenizer;
-use local_worker::{ChatMessage, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
+use local_worker::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
 use serde_json::Value;
 
 /// Distance of the two highest logits up to which either may win.
@@ -143,5 +143,47 @@ fn ten_conversations_at_once_are_answered_as_llama_cpp_does_until_a_tie() {
     }
     println!("{same} of {} answers are the same to the end", cases.len());
     assert!(same >= 3, "the answers without a tie must be the same");
+    assert!(worker.shutdown(std::time::Duration::from_secs(60)));
+}
+
+#[test]
+fn answers_have_the_form_that_was_asked_for() {
+    let Some(path) = model_path() else { return };
+    let worker = Worker::start("smollm2", ModelSource::Path(path), WorkerConfig::default()).unwrap();
+    let write = |text: &str, constraint: Constraint| {
+        let turn = ChatMessage { role: "user".to_owned(), content: text.to_owned() };
+        let request = GenerateRequest {
+            constraint: Some(constraint),
+            max_tokens: Some(120),
+            ..GenerateRequest::greedy(vec![turn])
+        };
+        let (mut generation, mut text) = (worker.submit(request).unwrap(), String::new());
+        loop {
+            match generation.blocking_next().unwrap() {
+                Event::Started { .. } => {}
+                Event::Token { text: part, .. } => text.push_str(&part),
+                Event::Finished(finished) => {
+                    assert_eq!(finished.reason, FinishReason::Stop, "{text}");
+                    return text;
+                }
+                Event::Failed(error) => panic!("{error} after {text}"),
+            }
+        }
+    };
+    let schema = r#"{"type":"object","properties":{"name":{"type":"string","maxLength":20},"age":{"type":"integer","minimum":0,
+        "maximum":150},"colours":{"type":"array","items":{"enum":["red","green","blue"]},"minItems":1,"maxItems":3}},
+        "required":["name","age","colours"],"additionalProperties":false}"#;
+    let text =
+        write("Ada is 36 and likes red and blue. Write that as JSON.", Constraint::JsonSchema(schema.to_owned()));
+    println!("{text}");
+    let value: Value = serde_json::from_str(&text).unwrap();
+    assert!(value["name"].is_string() && value["age"].as_u64().unwrap() <= 150, "{text}");
+    assert!((1..=3).contains(&value["colours"].as_array().unwrap().len()), "{text}");
+    let date = write("When did the second world war end?", Constraint::Regex(r"\d{4}-\d{2}-\d{2}".to_owned()));
+    println!("{date}");
+    assert!(date.len() == 10 && date.split('-').all(|part| part.parse::<u32>().is_ok()), "{date}");
+    let choices = ["Paris", "London", "Rome"].map(str::to_owned).to_vec();
+    let city = write("What is the capital of France?", Constraint::Choices(choices));
+    assert_eq!(city, "Paris");
     assert!(worker.shutdown(std::time::Duration::from_secs(60)));
 }

@@ -359,6 +359,47 @@ price = { input = "0.40", cached_input = "0.10", output = "1.60", date = "2026-0
     }
 
     #[test]
+    fn each_capability_stands_for_its_fields() {
+        use crate::domain::ResponseFormat::{Choices, JsonSchema, Regex};
+        let none = Limits::default;
+        let form = |format| Limits { format: Some(format), ..none() };
+        let wishes = [
+            ("sampling", Limits { temperature: Some(0.5), ..none() }, "limits.temperature"),
+            ("sampling", Limits { top_p: Some(0.5), ..none() }, "limits.top_p"),
+            ("stop", Limits { stop: vec!["x".to_owned()], ..none() }, "limits.stop"),
+            ("seed", Limits { seed: Some(0), ..none() }, "limits.seed"),
+            ("top-k", Limits { top_k: Some(1), ..none() }, "limits.top_k"),
+            ("min-p", Limits { min_p: Some(0.5), ..none() }, "limits.min_p"),
+            ("repetition-penalty", Limits { repetition_penalty: Some(2.0), ..none() }, "limits.repetition_penalty"),
+            ("penalties", Limits { presence_penalty: Some(-1.0), ..none() }, "limits.presence_penalty"),
+            ("penalties", Limits { frequency_penalty: Some(1.0), ..none() }, "limits.frequency_penalty"),
+            ("logprobs", Limits { logprobs: Some(0), ..none() }, "limits.logprobs"),
+            ("json-schema", form(JsonSchema("{}".to_owned())), "response_format.json_schema"),
+            ("regex", form(Regex("a".to_owned())), "response_format.regex"),
+            ("choice", form(Choices(vec!["a".to_owned()])), "response_format.choices"),
+        ];
+        let catalog = Catalog::parse("models.toml", GOOD).unwrap();
+        let mut model = catalog.models().next().unwrap().clone();
+        for (word, limits, field) in wishes {
+            model.capabilities = Capabilities::default();
+            assert_eq!(model.unsupported(&limits), Some(field));
+            *model.capabilities.switch(word).unwrap() = true;
+            assert_eq!(model.unsupported(&limits), None, "{word}");
+        }
+        model.capabilities = Capabilities::default();
+        let neutral = Limits {
+            temperature: Some(0.0),
+            top_p: Some(1.0),
+            min_p: Some(0.0),
+            repetition_penalty: Some(1.0),
+            presence_penalty: Some(0.0),
+            frequency_penalty: Some(0.0),
+            ..none()
+        };
+        assert_eq!(model.unsupported(&neutral), None);
+    }
+
+    #[test]
     fn all_problems_are_reported_at_once() {
         let text = GOOD.replace("\"0.40\"", "\"cheap\"").replace("target", "taget").replace("100\n", "-1\n");
         let problems = Catalog::parse("models.toml", &text).unwrap_err();

@@ -5,8 +5,9 @@
 //! work it may take. The mask for the next token is worked out on a thread of its own while the model runs the step
 //! that it is for. Whatever can't be kept is refused: an answer is what was asked for, or there is an error instead.
 //!
-//! A model that has a decline text may still decline: at the start of an answer the decline's own tokens are allowed beside
-//! the grammar's, and once one has been taken that the grammar forbids, nothing else is.
+//! A model that has a decline text may still decline: at the start of an answer the decline's next token is allowed beside
+//! the grammar's where the model finds it likeliest of all, and once one has been taken that the grammar forbids, nothing else
+//! is. (Allowed always, it would beat tokens that the model merely did not expect of this form.)
 
 mod guide;
 
@@ -224,7 +225,12 @@ fn literal(text: &str) -> String {
 }
 
 fn compile(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled, String> {
-    let problem = |error: &dyn std::fmt::Display| format!("can't be kept: {error}");
+    // The library's advice is about options that a caller does not have.
+    let problem = |error: &dyn std::fmt::Display| {
+        let error = error.to_string();
+        let what = error.split(". Enable '").next().unwrap_or_default();
+        format!("is refused by the grammar compiler: {what}")
+    };
     let parser = factory.create_parser(grammar).map_err(|error| problem(&error))?;
     let mut matcher = Matcher::new(Ok(parser));
     if let Some(warning) = matcher.grammar_warnings().first() {

@@ -77,6 +77,22 @@ pub(super) enum NoChoice {
     NothingAllowed,
 }
 
+/// Which tokens may come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed<'mask> {
+    /// A bit for each token, 32 to a word.
+    pub words: &'mask [u32],
+    /// A token that may come as well if the model itself finds it likeliest.
+    pub or_likeliest: Option<u32>,
+}
+
+impl Allowed<'_> {
+    fn has(&self, id: usize, likeliest: usize) -> bool {
+        self.words.get(id / 32).is_some_and(|word| word & (1 << (id % 32)) != 0)
+            || (id == likeliest && self.or_likeliest == Some(id as u32))
+    }
+}
+
 /// Buffers of [`Sampler::choose`].
 #[derive(Debug, Default)]
 pub(super) struct SampleScratch {
@@ -98,12 +114,12 @@ impl Sampler {
         &self.alternatives
     }
 
-    /// The next token. `mask` has a bit for each token that may come, 32 tokens to a word.
+    /// The next token, of those that may come.
     pub fn choose(
         &mut self,
         level: Level,
         logits: &[f32],
-        mask: Option<&[u32]>,
+        allowed: Option<Allowed<'_>>,
         scratch: &mut SampleScratch,
     ) -> Result<Choice, NoChoice> {
         scratch.terms.resize(logits.len(), 0.0);
@@ -113,9 +129,9 @@ impl Sampler {
             return Err(NoChoice::NotANumber);
         }
         self.list_alternatives(logits, sum, scratch);
-        let id = if mask.is_some() || !self.seen.is_empty() {
+        let id = if allowed.is_some() || !self.seen.is_empty() {
             let mut adjusted = std::mem::take(&mut scratch.adjusted);
-            let id = self.choose_adjusted(logits, mask, &mut adjusted, scratch);
+            let id = self.choose_adjusted(logits, allowed.map(|allowed| (allowed, likeliest)), &mut adjusted, scratch);
             scratch.adjusted = adjusted;
             id.ok_or(NoChoice::NothingAllowed)?
         } else if self.sampling.temperature > 0.0 {
@@ -130,20 +146,20 @@ impl Sampler {
         Ok(Choice { id: id as u32, logprob: (logits[id] - sum).min(0.0), margin })
     }
 
-    /// Chooses after penalties and mask; `None` if nothing is left.
+    /// Chooses after penalties, of tokens that may come beside the model's likeliest; `None` if nothing is left.
     fn choose_adjusted(
         &mut self,
         logits: &[f32],
-        mask: Option<&[u32]>,
+        allowed: Option<(Allowed<'_>, usize)>,
         adjusted: &mut Vec<f32>,
         scratch: &mut SampleScratch,
     ) -> Option<usize> {
         adjusted.clear();
         adjusted.extend_from_slice(logits);
         self.penalise(adjusted);
-        if let Some(mask) = mask {
-            for (at, logit) in adjusted.iter_mut().enumerate() {
-                if mask.get(at / 32).is_none_or(|word| word & (1 << (at % 32)) == 0) {
+        if let Some((allowed, likeliest)) = allowed {
+            for (id, logit) in adjusted.iter_mut().enumerate() {
+                if !allowed.has(id, likeliest) {
                     *logit = f32::NEG_INFINITY;
                 }
             }

@@ -92,11 +92,11 @@ impl Sequence {
         logits: &[f32],
         scratch: &mut SampleScratch,
     ) -> Result<Choice, GenerateError> {
-        let mask = match &mut self.guide {
-            Some(guide) => Some(guide.mask().map_err(GenerateError::Constraint)?),
+        let allowed = match &mut self.guide {
+            Some(guide) => Some(guide.allowed().map_err(GenerateError::Constraint)?),
             None => None,
         };
-        self.sampler.choose(level, logits, mask, scratch).map_err(|no| match no {
+        self.sampler.choose(level, logits, allowed, scratch).map_err(|no| match no {
             NoChoice::NotANumber => GenerateError::NotANumber(self.written),
             NoChoice::NothingAllowed => GenerateError::Constraint("no token of the vocabulary continues it".to_owned()),
         })

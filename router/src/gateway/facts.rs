@@ -132,17 +132,26 @@ impl Gateway {
         }
     }
 
-    /// A field that no candidate of the policy can honour is refused by name.
+    /// A field that no candidate can honour where the request may be served is refused by name.
     fn report_unsupported(&self, admitted: &Admitted, candidates: &[Candidate]) -> Result<(), GatewayErrorKind> {
         let limits = &admitted.request.limits;
         let catalog = admitted.snapshot.catalog();
         let field_of =
             |candidate: &Candidate| catalog.get(&candidate.model).and_then(|model| model.unsupported(limits));
-        let fields: Option<Vec<&str>> = candidates.iter().map(field_of).collect();
+        let constraints = &admitted.constraints;
+        let may_serve = |candidate: &&Candidate| {
+            let placed = match (constraints.placement, candidate.route) {
+                (Placement::LocalOnly, route) => route == Route::Local,
+                (Placement::RemoteOnly, route) => route == Route::Remote,
+                _ => true,
+            };
+            placed && constraints.model.as_ref().is_none_or(|model| *model == candidate.model)
+        };
+        let fields: Option<Vec<&str>> = candidates.iter().filter(may_serve).map(field_of).collect();
         match fields.as_deref() {
             Some([field, ..]) => Err(GatewayErrorKind::Unsupported {
                 field: (*field).to_owned(),
-                why: "no model of the policy can".to_owned(),
+                why: "no model that may serve the request can".to_owned(),
             }),
             _ => Ok(()),
         }

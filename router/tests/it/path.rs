@@ -47,6 +47,38 @@ async fn a_first_caller_who_hangs_up_takes_nobody_with_it() {
     house.close().await;
 }
 
+fn form(mut ask: v1::Ask, kind: v1::response_format::Kind) -> v1::Ask {
+    ask.response_format = Some(v1::ResponseFormat { kind: Some(kind) });
+    ask
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_has_not_the_form_asked_for_is_an_error() {
+    use v1::response_format::Kind;
+    let mut house = House::new().await;
+    let schema = Kind::JsonSchema("{\"type\": \"object\"}".to_owned());
+    let status = complete(&mut house.client, form(remote("Write JSON."), schema.clone())).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "the simulated model writes no JSON: {status:?}");
+    let asked = house.simulator.requests();
+    assert_eq!(asked[0].body["response_format"]["json_schema"]["schema"]["type"], "object");
+    let regex = Kind::Regex("a+".to_owned());
+    let status = complete(&mut house.client, form(remote("Write a."), regex.clone())).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("response_format.regex"), "{status:?}");
+    let mut limited = form(local("hello, how are you?"), Kind::Regex("[ab]{9}".to_owned()));
+    limited.limits = Some(v1::Limits { max_tokens: Some(2), ..v1::Limits::default() });
+    let status = complete(&mut house.client, limited).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "{status:?}");
+    let impossible = Kind::JsonSchema("{\"type\": \"integer\", \"minimum\": 5, \"maximum\": 4}".to_owned());
+    let status = complete(&mut house.client, form(local("hello, how are you?"), impossible)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("response_format.json_schema"), "{status:?}");
+    let answer = complete(&mut house.client, form(local("hello, how are you?"), regex)).await.unwrap();
+    let finished = answer.finished.unwrap();
+    assert_eq!((finished.max_tokens, finished.finish_reason()), (64, v1::FinishReason::Length));
+    house.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn warm_requests_never_merge() {
     let house = House::new().await;

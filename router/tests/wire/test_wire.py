@@ -1,5 +1,6 @@
 """What a microservice in another language sees: nothing here knows more than the proto files say."""
 
+import json
 import threading
 import time
 
@@ -85,6 +86,71 @@ def test_local_answer_is_free(gateway):
     assert response.finished.decision.route == decision_pb2.ROUTE_LOCAL
     assert response.finished.cost.nano_usd == 0
     assert response.finished.usage.cpu_seconds > 0
+
+
+INTENTS = ["card_payment_fee_charged", "transaction_charged_twice", "cancel_transfer"]
+CHARGED_TWICE = "Classify with the banking77 intents.\nI was charged twice."
+
+
+def formed(prompt, **form):
+    fields = {"response_format": ask_pb2.ResponseFormat(**form), "placement": ask_pb2.PLACEMENT_LOCAL_ONLY}
+    return gateway_pb2.CompleteRequest(ask=ask(prompt, **fields))
+
+
+def test_json_of_a_schema(gateway):
+    schema = {
+        "type": "object",
+        "properties": {"intent": {"enum": INTENTS}, "sure": {"type": "boolean"}},
+        "required": ["intent", "sure"],
+        "additionalProperties": False,
+    }
+    request = formed(CHARGED_TWICE, json_schema=json.dumps(schema))
+    response = gateway.stub.Complete(request, metadata=gateway.auth())
+    answer = json.loads(text(response.parts))
+    assert list(answer) == ["intent", "sure"] and answer["intent"] in INTENTS and isinstance(answer["sure"], bool)
+    assert response.finished.finish_reason == decision_pb2.FINISH_REASON_STOP
+    assert 0 < response.finished.usage.output_tokens <= response.finished.max_tokens
+
+
+def test_one_of_several_choices(gateway):
+    request = formed(CHARGED_TWICE, choices=ask_pb2.Choices(texts=INTENTS))
+    response = gateway.stub.Complete(request, metadata=gateway.auth())
+    assert text(response.parts) == "transaction_charged_twice"
+
+
+def test_forms_that_cannot_be_kept_are_refused_by_name(gateway):
+    def field(request):
+        error = refused(gateway.stub.Complete, request, metadata=gateway.auth())
+        violation = details(error)["google.rpc.BadRequest"].field_violations[0]
+        return error.code(), violation.field
+
+    impossible = json.dumps({"type": "integer", "minimum": 5, "maximum": 4})
+    wrong = grpc.StatusCode.INVALID_ARGUMENT
+    assert field(formed("hello", json_schema=impossible)) == (wrong, "ask.response_format.json_schema")
+    assert field(formed("hello", json_schema="[1]")) == (wrong, "ask.response_format.json_schema")
+    assert field(formed("hello", regex="(a")) == (wrong, "ask.response_format.regex")
+    request = formed(CHARGED_TWICE, choices=ask_pb2.Choices(texts=INTENTS))
+    request.ask.limits.max_tokens = 2
+    assert field(request) == (grpc.StatusCode.ABORTED, "ask.limits.max_tokens")
+    request.ask.placement = ask_pb2.PLACEMENT_REMOTE_ONLY
+    assert field(request) == (wrong, "ask.response_format.choices")
+
+
+def test_tokens_are_told_with_their_alternatives(gateway):
+    limits = ask_pb2.Limits(logprobs=2, temperature=0.0)
+    fields = {"limits": limits, "placement": ask_pb2.PLACEMENT_LOCAL_ONLY}
+    request = gateway_pb2.StreamCompleteRequest(ask=ask(CHARGED_TWICE, **fields))
+    for _ in range(2):
+        events = list(gateway.stub.StreamComplete(request, metadata=gateway.auth()))
+        answer = "".join(event.delta.text for event in events)
+        tokens = [token for event in events for token in event.delta.logprobs]
+        assert b"".join(token.token for token in tokens).decode() == answer != ""
+        for token in tokens:
+            best = token.alternatives[0]
+            assert len(token.alternatives) == 2 and best.token == token.token and best.logprob == token.logprob
+            assert abs(best.logprob - token.alternatives[1].logprob - token.margin) < 1e-3
+    plain = gateway_pb2.CompleteRequest(ask=ask(CHARGED_TWICE, placement=ask_pb2.PLACEMENT_LOCAL_ONLY))
+    assert not gateway.stub.Complete(plain, metadata=gateway.auth()).logprobs
 
 
 def test_local_only_decline_fails_closed(gateway):

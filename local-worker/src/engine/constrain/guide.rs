@@ -5,6 +5,8 @@ use std::thread::JoinHandle;
 
 use llguidance::Matcher;
 
+use crate::engine::sample::Allowed;
+
 /// How far an answer has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -21,8 +23,8 @@ pub struct Guide {
     state: State,
     /// The tokens of the decline text, and how many of them the answer begins with; none once it can't be a decline.
     decline: Option<(Vec<u32>, usize)>,
-    /// What [`Guide::mask`] returns.
-    mask: Vec<u32>,
+    /// What may come while the answer declines.
+    only: Vec<u32>,
     masks: Arc<MaskThread>,
 }
 
@@ -44,35 +46,39 @@ enum State {
 }
 
 impl Guide {
-    /// A guide for an answer that begins where `matcher` stands, with a token of `allowed` or of the decline text.
+    /// A guide for an answer that begins where `matcher` stands, with a token of `allowed` or, it may be, of the decline text.
     pub(super) fn new(matcher: Matcher, allowed: Vec<u32>, decline: Vec<u32>, masks: Arc<MaskThread>) -> Self {
-        let mask = vec![0; allowed.len()];
+        let only = vec![0; allowed.len()];
         let decline = (!decline.is_empty()).then_some((decline, 0));
-        Self { state: State::Ready(Box::new(matcher), allowed), decline, mask, masks }
+        Self { state: State::Ready(Box::new(matcher), allowed), decline, only, masks }
     }
 
-    /// Which tokens may come next, a bit for each; waits for it to be worked out.
+    /// Which tokens may come next; waits for it to be worked out. While the answer may yet be the decline text, its next token
+    /// may come where the model itself finds that likeliest: it declines if it would have declined without a form.
     ///
     /// # Errors
     /// It can't be worked out within the limits.
-    pub fn mask(&mut self) -> Result<&[u32], String> {
+    pub fn allowed(&mut self) -> Result<Allowed<'_>, String> {
         if let State::Away(receiver) = &self.state {
             let computed = receiver.recv();
             self.state = State::Over;
-            let (matcher, allowed) = computed.map_err(|_| "the thread that works out masks has ended".to_owned())?;
-            self.state = State::Ready(matcher, allowed?);
+            let (matcher, words) = computed.map_err(|_| "the thread that works out masks has ended".to_owned())?;
+            self.state = State::Ready(matcher, words?);
         }
+        let next = self.next_of_decline();
         match &self.state {
-            State::Ready(_, allowed) => self.mask.clone_from(allowed),
-            State::Declining => self.mask.fill(0),
-            State::Away(_) | State::Over => return Err("it has ended already".to_owned()),
+            State::Ready(_, words) => Ok(Allowed { words, or_likeliest: next }),
+            State::Declining => {
+                self.only.fill(0);
+                if let Some(token) = next
+                    && let Some(word) = self.only.get_mut(token as usize / 32)
+                {
+                    *word |= 1 << (token % 32);
+                }
+                Ok(Allowed { words: &self.only, or_likeliest: None })
+            }
+            State::Away(_) | State::Over => Err("it has ended already".to_owned()),
         }
-        if let Some(token) = self.next_of_decline()
-            && let Some(word) = self.mask.get_mut(token as usize / 32)
-        {
-            *word |= 1 << (token % 32);
-        }
-        Ok(&self.mask)
     }
 
     fn next_of_decline(&self) -> Option<u32> {

@@ -28,7 +28,7 @@ fn write(
 ) -> Option<String> {
     let mut text = Vec::new();
     for at in 1..=most {
-        let mask = guide.mask().unwrap();
+        let mask = guide.allowed().unwrap().words;
         let allowed: Vec<u32> =
             (0..tokenizer.len() as u32).filter(|id| mask[*id as usize / 32] & (1 << (id % 32)) != 0).collect();
         assert!(!allowed.is_empty(), "a dead end after {:?}", String::from_utf8_lossy(&text));
@@ -185,18 +185,18 @@ fn what_cannot_be_kept_is_refused_by_name() {
     check(schema("{"), "json_schema", "is no JSON");
     check(schema("7"), "json_schema", "must be a JSON object");
     check(schema("false"), "json_schema", "nothing satisfies");
-    check(schema(r#"{"type":"string","minLength":5,"maxLength":2}"#), "json_schema", "can't be kept");
-    check(schema(r#"{"type":"integer","minimum":5,"maximum":4}"#), "json_schema", "can't be kept");
-    check(schema(r#"{"type":"object","properties":{"a":false},"required":["a"]}"#), "json_schema", "can't be kept");
+    check(schema(r#"{"type":"string","minLength":5,"maxLength":2}"#), "json_schema", "is refused by");
+    check(schema(r#"{"type":"integer","minimum":5,"maximum":4}"#), "json_schema", "is refused by");
+    check(schema(r#"{"type":"object","properties":{"a":false},"required":["a"]}"#), "json_schema", "is refused by");
     check(schema(r#"{"oneOf":[{"type":"string"},{"minLength":3}]}"#), "json_schema", "oneOf");
     check(schema(r#"{"type":"array","uniqueItems":true}"#), "json_schema", "uniqueItems");
     check(schema(r#"{"type":"string","format":"no-such"}"#), "json_schema", "no-such");
-    check(schema(r##"{"$ref":"#/$defs/absent"}"##), "json_schema", "can't be kept");
+    check(schema(r##"{"$ref":"#/$defs/absent"}"##), "json_schema", "is refused by");
     check(schema(r#"{"not":{},"x-guidance":{"lenient":true}}"#), "json_schema", "not");
     check(schema(&format!("{{\"const\":\"{}\"}}", "x".repeat(LONGEST))), "json_schema", "at most 65536");
     let regex = |pattern: &str| Constraint::Regex(pattern.to_owned());
-    check(regex("(a"), "regex", "can't be kept");
-    check(regex("a(?=b)"), "regex", "can't be kept");
+    check(regex("(a"), "regex", "is refused by");
+    check(regex("a(?=b)"), "regex", "is refused by");
     check(regex(&"a".repeat(LONGEST_REGEX + 1)), "regex", "at most 4096");
     check(Constraint::Choices(vec![]), "choices", "has 0 texts");
     check(Constraint::Choices(vec![String::new()]), "choices", "not empty");
@@ -227,27 +227,30 @@ fn a_decline_is_allowed_at_the_beginning_and_nowhere_else() {
         let choices = choices.iter().map(|choice| (*choice).to_owned()).collect();
         grammars.guide(&tokenizer, &Constraint::Choices(choices), Some("HAND")).unwrap()
     };
-    let allowed = |guide: &mut Guide| -> Vec<String> {
-        let mask = guide.mask().unwrap().to_vec();
-        let ids = (0..tokenizer.len() as u32).filter(|id| mask[*id as usize / 32] & (1 << (id % 32)) != 0);
-        ids.map(|id| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned()).collect()
+    let allowed = |guide: &mut Guide| -> (Vec<String>, Option<u32>) {
+        let allowed = guide.allowed().unwrap();
+        let has = |id: &u32| allowed.words[*id as usize / 32] & (1 << (id % 32)) != 0;
+        let ids = (0..tokenizer.len() as u32).filter(has);
+        let texts = ids.map(|id| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned());
+        (texts.collect(), allowed.or_likeliest)
     };
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     assert_eq!(decline.len(), 4, "letter by letter");
     let mut only = guide(&["yes"]);
-    assert_eq!(allowed(&mut only), ["H", "y"]);
+    assert_eq!(allowed(&mut only), (texts(&["y"]), Some(decline[0])));
     assert_eq!(only.advance(decline[0], false), Ok(Progress::Partial));
     for id in &decline[1..] {
-        assert_eq!(allowed(&mut only), [String::from_utf8_lossy(tokenizer.bytes(*id))]);
+        assert_eq!(allowed(&mut only), (vec![String::from_utf8_lossy(tokenizer.bytes(*id)).into_owned()], None));
         assert_eq!(only.advance(*id, true), Ok(Progress::Partial), "a decline is never what was asked for");
     }
-    assert_eq!(allowed(&mut only), [""; 0]);
+    assert_eq!(allowed(&mut only), (vec![], None));
     let mut both = guide(&["HAVE"]);
     both.advance(decline[0], false).unwrap();
-    both.mask().unwrap();
+    assert_eq!(allowed(&mut both), (texts(&["A"]), Some(decline[1])));
     both.advance(decline[1], false).unwrap();
-    assert_eq!(allowed(&mut both), ["N", "V"]);
+    assert_eq!(allowed(&mut both), (texts(&["V"]), Some(decline[2])));
     both.advance(tokenizer.encode("V").unwrap()[0], false).unwrap();
-    assert_eq!(allowed(&mut both), ["E"]);
+    assert_eq!(allowed(&mut both), (texts(&["E"]), None));
     assert_eq!(both.advance(tokenizer.encode("E").unwrap()[0], false), Ok(Progress::Complete));
-    assert!(both.mask().is_err());
+    assert!(both.allowed().is_err());
 }

@@ -25,8 +25,9 @@ fn frequencies(sampling: &Sampling, mask: Option<&[u32]>) -> Vec<f64> {
     let mut scratch = SampleScratch::default();
     let mut counts = vec![0.0; 4];
     let mut sampler = Sampler::new(sampling.clone(), &[]);
+    let allowed = mask.map(|words| Allowed { words, or_likeliest: None });
     for _ in 0..20_000 {
-        let choice = sampler.choose(Level::Scalar, &logits(), mask, &mut scratch).unwrap();
+        let choice = sampler.choose(Level::Scalar, &logits(), allowed, &mut scratch).unwrap();
         counts[choice.id as usize] += 1.0 / 20_000.0;
     }
     counts
@@ -63,8 +64,19 @@ fn chances_are_those_of_the_softmax_within_what_is_kept() {
 fn a_mask_that_forbids_all_is_told() {
     let mut scratch = SampleScratch::default();
     for (sampling, mask) in [(GREEDY, &[0][..]), (CHANCE, &[]), (CHANCE, &[0b1_0000])] {
-        let choice = Sampler::new(sampling, &[]).choose(Level::Scalar, &logits(), Some(mask), &mut scratch);
+        let allowed = Allowed { words: mask, or_likeliest: None };
+        let choice = Sampler::new(sampling, &[]).choose(Level::Scalar, &logits(), Some(allowed), &mut scratch);
         assert_eq!(choice, Err(NoChoice::NothingAllowed));
+    }
+}
+
+#[test]
+fn one_more_token_may_come_where_the_model_finds_it_likeliest() {
+    let mut scratch = SampleScratch::default();
+    for (extra, chosen) in [(None, 2), (Some(0), 0), (Some(1), 2), (Some(9), 2)] {
+        let allowed = Allowed { words: &[0b1100], or_likeliest: extra };
+        let choice = Sampler::new(GREEDY, &[]).choose(Level::Scalar, &logits(), Some(allowed), &mut scratch).unwrap();
+        assert_eq!(choice.id, chosen, "{extra:?}");
     }
 }
 
@@ -104,7 +116,8 @@ fn alternatives_are_the_model_s_own_whatever_is_allowed() {
     let mut scratch = SampleScratch::default();
     for (wanted, ids) in [(0, &[][..]), (1, &[0]), (3, &[0, 1, 2]), (9, &[0, 1, 2, 3])] {
         let mut sampler = Sampler::new(Sampling { alternatives: wanted, repetition_penalty: 2.0, ..GREEDY }, &[0, 1]);
-        let choice = sampler.choose(Level::Scalar, &logits(), Some(&[0b1000]), &mut scratch).unwrap();
+        let allowed = Allowed { words: &[0b1000], or_likeliest: None };
+        let choice = sampler.choose(Level::Scalar, &logits(), Some(allowed), &mut scratch).unwrap();
         assert_eq!(choice.id, 3);
         assert!((choice.logprob - 0.05f32.ln()).abs() < 1e-5 && (choice.margin - (5f32 / 3.0).ln()).abs() < 1e-5);
         let told: Vec<u32> = sampler.alternatives().iter().map(|(id, _)| *id).collect();
