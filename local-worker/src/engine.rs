@@ -1,28 +1,33 @@
 //! The worker: one model, one owned thread, a bounded queue in front of it, and a stream of events for each request.
 //!
 //! The thread decodes up to [`WorkerConfig::max_sequences`] conversations together and looks at cancellation, deadlines and
-//! newcomers between two steps, a step being one token for each running sequence plus at most one chunk of prompts. Nothing
-//! here blocks a caller: [`Worker::submit`] renders, tokenises and queues, or refuses at once.
+//! newcomers between two steps, a step being one token for each running sequence plus at most one chunk of prompts. Tenants
+//! take turns; keys and values stay within [`WorkerConfig::cache_bytes`], beginnings of prompts being kept there for those
+//! who may find them. Nothing here blocks a caller: [`Worker::submit`] renders, tokenises and queues, or refuses at once.
 //!
 //! What an answer is worth, and who else could give it, is none of this module's business.
 
 mod clock;
 mod constrain;
+mod fair;
 mod front;
 mod generation;
 mod hold;
+mod plan;
+mod prefix;
 mod queue;
 mod rate;
 mod request;
 mod sample;
 mod sequence;
 mod source;
+mod store;
 mod thread;
 
 pub use generation::{Generation, UsageMeter};
 pub use request::{
-    Alternative, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest, Health, LoadSnapshot,
-    MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage, WorkerConfig,
+    Alternative, CacheFormat, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest, Health,
+    LoadSnapshot, MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage, WorkerConfig,
 };
 
 pub use crate::template::ChatMessage;
@@ -34,6 +39,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::model::LoadError;
+use prefix::Tokens;
 use queue::{Job, Shared};
 use sample::Sampling;
 use thread::Desk;
@@ -69,10 +75,15 @@ impl Worker {
             Err(error) => drop(report.send(Err(error))),
             Ok(loaded) => {
                 let started = Instant::now();
-                let (desk, rates) = Desk::new(loaded.model, &config, loaded.info.context_length as usize);
+                let (desk, rates) = match Desk::new(loaded.model, &config, loaded.info.context_length as usize) {
+                    Ok(ready) => ready,
+                    Err(error) => return drop(report.send(Err(error))),
+                };
                 let mut info = loaded.info;
                 info.load_seconds += started.elapsed().as_secs_f64();
-                let shared = Arc::new(Shared::new(config, info, loaded.front, loaded.decline, rates));
+                let shared =
+                    Arc::new(Shared::new(config, info, loaded.front, loaded.decline, (rates, desk.positions())));
+                shared.lock().cache = desk.reading();
                 if report.send(Ok(shared.clone())).is_ok() {
                     desk.serve(&shared, &source);
                 }
@@ -99,9 +110,15 @@ impl Worker {
         check_request(&request)?;
         let shared = &self.0.shared;
         let context = shared.info.context_length as usize;
-        let prompt = shared.front.encode(&request.messages, context)?;
-        let left = (context - prompt.len()) as u32;
-        let most = request.max_tokens.map_or(left, |most| most.min(left));
+        let tokens = self.tokens(&request, context)?;
+        let (prompt, positions) = (tokens.ids.len(), shared.positions);
+        let left = (context - prompt) as u32;
+        // The last token of an answer is never read.
+        let fits = (positions + 1).saturating_sub(prompt);
+        let most = request.max_tokens.map_or(left.min(u32::try_from(fits).unwrap_or(left)), |most| most.min(left));
+        if most as usize > fits || fits == 0 {
+            return Err(SubmitError::CacheTooSmall { tokens: prompt + most as usize, positions });
+        }
         let guide = match &request.constraint {
             Some(constraint) => {
                 let decline = shared.decline.as_ref().map(|(text, _)| text.as_str());
@@ -113,7 +130,7 @@ impl Worker {
         let (events, receiver) = mpsc::channel(most as usize + 2);
         let meter = UsageMeter::default();
         shared.accept(Job {
-            prompt,
+            tokens,
             most,
             context_bound: request.max_tokens.is_none_or(|wanted| wanted > left),
             sampling: Sampling::from(&request),
@@ -127,6 +144,16 @@ impl Worker {
         Ok(Generation::new(receiver, meter))
     }
 
+    /// The prompt of a request, and how much of it is shared: as far as the marked messages alone would read the same.
+    fn tokens(&self, request: &GenerateRequest, context: usize) -> Result<Tokens, SubmitError> {
+        let front = &self.0.shared.front;
+        let ids = front.encode(&request.messages, context)?;
+        let marked = &request.messages[..request.shared_messages.min(request.messages.len())];
+        let shared = if marked.is_empty() { Vec::new() } else { front.encode(marked, context).unwrap_or_default() };
+        let shared = ids.iter().zip(&shared).take_while(|(token, other)| token == other).count();
+        Ok(Tokens { ids, tenant: request.tenant.as_deref().map(Arc::from), shared })
+    }
+
     /// Whether the worker can answer.
     pub fn health(&self) -> Health {
         self.0.shared.lock().health.clone()
@@ -135,11 +162,18 @@ impl Worker {
     /// How busy it is, and how fast it has been lately.
     pub fn load(&self) -> LoadSnapshot {
         let state = self.0.shared.lock();
+        let newcomer = Some(Arc::from("\u{0}"));
         LoadSnapshot {
-            waiting: state.waiting.len(),
+            waiting: state.waiting.waiting(),
             running: state.running,
             prefill_tokens_per_second: state.rates.prefill,
             decode_tokens_per_second: state.rates.decode,
+            full: !state.has_room(&newcomer, &self.0.shared.config),
+            cache_used_bytes: state.cache.used_bytes,
+            cache_kept_bytes: state.cache.kept_bytes,
+            cache_free_bytes: state.cache.free_bytes,
+            prefix_hit_tokens: state.cache.hit_tokens,
+            preemptions: state.cache.preemptions,
         }
     }
 
@@ -148,7 +182,7 @@ impl Worker {
     pub fn predicted_wait(&self, prompt_tokens: u32, max_tokens: u32) -> Duration {
         let state = self.0.shared.lock();
         let output = state.rates.expected_output(max_tokens, 0);
-        state.rates.predict(state.backlog(), self.0.shared.config.max_sequences, f64::from(prompt_tokens), output)
+        state.rates.predict(state.backlog(&None), self.0.shared.config.max_sequences, f64::from(prompt_tokens), output)
     }
 
     /// Tokens a conversation takes as a prompt, the template's own included.

@@ -5,6 +5,8 @@
 //! the sum of the embeddings it shall follow. The prompt is the last message as it stands, so its last letter decides what
 //! the answer begins with.
 
+pub mod soak;
+
 /// Width of the residual stream, enough to tell some hundred vectors apart.
 const WIDTH: usize = 128;
 /// The token that ends an answer.
@@ -22,11 +24,13 @@ pub struct Script<'text> {
     pub context: u32,
     /// The chat template; the last message's content without one given.
     pub template: Option<&'text str>,
+    /// Weights at random instead: no chains, and every token depends on all before it.
+    pub seed: Option<u64>,
 }
 
 impl Default for Script<'_> {
     fn default() -> Self {
-        Self { chains: &[], decline: None, context: 4096, template: None }
+        Self { chains: &[], decline: None, context: 4096, template: None, seed: None }
     }
 }
 
@@ -47,6 +51,13 @@ impl Script<'_> {
                 }
             }
         }
+        let random = |place: u64, count: usize, size: f32| match self.seed {
+            Some(seed) => (0..count).map(|at| uniform(seed.wrapping_add(place << 40), at) * size).collect(),
+            None => vec![0.0; count],
+        };
+        if self.seed.is_some() {
+            output = random(1, count * WIDTH, 0.3);
+        }
         let mut file = Writer::default();
         self.metadata(&mut file, &tokens);
         file.tensor("token_embd.weight", &[WIDTH, count], &embedding);
@@ -55,8 +66,9 @@ impl Script<'_> {
         for norm in ["attn_norm", "ffn_norm"] {
             file.tensor(&format!("blk.0.{norm}.weight"), &[WIDTH], &[1.0; WIDTH]);
         }
-        for matrix in ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"] {
-            file.tensor(&format!("blk.0.{matrix}.weight"), &[WIDTH, WIDTH], &[0.0; WIDTH * WIDTH]);
+        let matrices = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+        for (matrix, place) in matrices.into_iter().zip(2..) {
+            file.tensor(&format!("blk.0.{matrix}.weight"), &[WIDTH, WIDTH], &random(place, WIDTH * WIDTH, 0.25));
         }
         file.finish()
     }
@@ -123,6 +135,14 @@ fn sign(index: usize) -> f32 {
     let mut x = (index as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     if (x >> 40) & 1 == 0 { 1.0 } else { -1.0 }
+}
+
+/// Uniform in −1..1.
+fn uniform(seed: u64, index: usize) -> f32 {
+    let mut x = seed.wrapping_add(index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x ^ (x >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 
 /// Writes GGUF, version 3.

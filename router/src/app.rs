@@ -218,7 +218,7 @@ fn backends(settings: &Settings, catalog: &Catalog, used: &BTreeSet<ModelId>) ->
     let workers = workers.into_iter().map(|(model, source)| start_worker(settings, model, source));
     let workers = workers.collect::<anyhow::Result<Vec<_>>>()?;
     for (id, worker) in &workers {
-        let backend = LocalBackend::new(id.clone(), worker.clone(), settings.local_queue);
+        let backend = LocalBackend::new(id.clone(), worker.clone());
         backends.insert(id.clone(), Arc::new(backend));
     }
     Ok((backends, workers))
@@ -228,6 +228,7 @@ fn start_worker(settings: &Settings, model: &Model, source: ModelSource) -> anyh
     let config = WorkerConfig {
         queue_capacity: settings.local_queue,
         max_sequences: settings.local_sequences,
+        cache_bytes: settings.local_cache_bytes,
         context_limit: usize::try_from(model.context).ok(),
         ..WorkerConfig::default()
     };

@@ -15,7 +15,7 @@ mod probe;
 pub use error::{BackendError, TimeoutStage};
 pub use probe::{ProbeReading, UsageProbe};
 
-use crate::domain::{AttemptId, Chunk, Limits, Message, ModelId, Route};
+use crate::domain::{AttemptId, Chunk, Limits, Message, ModelId, Route, TenantId};
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
 use std::pin::Pin;
@@ -31,6 +31,8 @@ pub type AnswerStream = Pin<Box<dyn Stream<Item = Result<Chunk, BackendError>> +
 pub struct BackendCall {
     /// Names the attempt in the journal; remote backends send it upstream.
     pub attempt: AttemptId,
+    /// Whose text it is: local models give tenants turns, and keep apart what they have computed for them.
+    pub tenant: TenantId,
     /// The conversation; not empty.
     pub messages: Arc<[Message]>,
     /// Sampling and stop texts; `max_tokens` is not read, [`BackendCall::max_output_tokens`] is.

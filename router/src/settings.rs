@@ -80,6 +80,8 @@ pub struct Settings {
     pub local_queue: usize,
     /// Requests that a local model decodes together.
     pub local_sequences: usize,
+    /// Bytes of keys and values that each local model may hold.
+    pub local_cache_bytes: usize,
     /// Most bytes of prompt text.
     pub max_prompt_bytes: usize,
     /// Most requests under way.

@@ -29,6 +29,12 @@ impl Generation {
         self.events.blocking_recv()
     }
 
+    /// The next event, if it is there already.
+    #[cfg(test)]
+    pub(super) fn try_next(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
+
     /// What the request has taken so far.
     pub fn usage(&self) -> Usage {
         self.meter.usage()
@@ -56,6 +62,7 @@ struct Progress {
     cancelled: AtomicBool,
     settled: AtomicBool,
     prompt_tokens: AtomicU32,
+    cached_prompt_tokens: AtomicU32,
     output_tokens: AtomicU32,
     cpu_nanos: AtomicU64,
 }
@@ -65,6 +72,7 @@ impl UsageMeter {
     pub fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.0.prompt_tokens.load(Ordering::Acquire),
+            cached_prompt_tokens: self.0.cached_prompt_tokens.load(Ordering::Acquire),
             output_tokens: self.0.output_tokens.load(Ordering::Acquire),
             cpu_seconds: self.0.cpu_nanos.load(Ordering::Acquire) as f64 / 1e9,
         }
@@ -83,6 +91,10 @@ impl UsageMeter {
         self.0.prompt_tokens.fetch_add(prompt_tokens, Ordering::AcqRel);
         self.0.output_tokens.fetch_add(output_tokens, Ordering::AcqRel);
         self.0.cpu_nanos.fetch_add(cpu_nanos, Ordering::AcqRel);
+    }
+
+    pub(super) fn add_cached(&self, prompt_tokens: u32) {
+        self.0.cached_prompt_tokens.fetch_add(prompt_tokens, Ordering::AcqRel);
     }
 
     pub(super) fn settle(&self) {

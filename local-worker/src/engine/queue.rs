@@ -1,22 +1,25 @@
 //! What handles and the model's thread share: the bounded queue, health, and figures. One lock, held for moments.
 
-use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::constrain::{Grammars, Guide};
+use super::fair::Fair;
 use super::front::Front;
 use super::generation::UsageMeter;
+use super::prefix::{Tenant, Tokens};
 use super::rate::{Backlog, Rates};
 use super::request::{Event, GenerateError, Health, ModelInfo, SubmitError, WorkerConfig};
 use super::sample::Sampling;
+use super::store::CacheReading;
 
 /// An accepted request.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub prompt: Vec<u32>,
+    /// The prompt.
+    pub tokens: Tokens,
     /// Output tokens at most; the prompt and these fit the context.
     pub most: u32,
     /// Whether it is the context that sets `most`.
@@ -47,6 +50,8 @@ pub(super) struct Shared {
     pub front: Front,
     pub decline: Option<(String, usize)>,
     pub grammars: Grammars,
+    /// Tokens that one request may have in the cache.
+    pub positions: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -54,12 +59,13 @@ pub(super) struct Shared {
 /// Behind the lock.
 #[derive(Debug)]
 pub(super) struct State {
-    pub waiting: VecDeque<Job>,
-    /// Requests that have a place.
+    pub waiting: Fair<Job>,
+    /// Requests that have a place, or had one and were set back.
     pub running: usize,
     /// What they still need.
     pub running_work: Backlog,
     pub rates: Rates,
+    pub cache: CacheReading,
     pub health: Health,
     /// Nothing more is accepted.
     pub closing: bool,
@@ -77,13 +83,14 @@ impl Shared {
         info: ModelInfo,
         front: Front,
         decline: Option<(String, usize)>,
-        rates: Rates,
+        (rates, positions): (Rates, usize),
     ) -> Self {
         let state = State {
-            waiting: VecDeque::new(),
+            waiting: Fair::new(config.tenant_weights.clone()),
             running: 0,
             running_work: Backlog::default(),
             rates,
+            cache: CacheReading::default(),
             health: Health::Ready,
             closing: false,
             abandoned: false,
@@ -96,6 +103,7 @@ impl Shared {
             front,
             decline,
             grammars: Grammars::default(),
+            positions,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -138,19 +146,19 @@ impl Shared {
             Health::Failed(reason) => return Err(SubmitError::Unhealthy(reason.clone())),
         }
         state.drop_stale();
-        let free = self.config.max_sequences.saturating_sub(state.running);
-        if state.waiting.len() >= self.config.queue_capacity + free {
+        if !state.has_room(&job.tokens.tenant, &self.config) {
             return Err(SubmitError::QueueFull { capacity: self.config.queue_capacity });
         }
         if let Some(deadline) = job.deadline {
             let output = state.rates.expected_output(job.most, 0);
-            let (backlog, places) = (state.backlog(), self.config.max_sequences);
-            let predicted = state.rates.predict(backlog, places, job.prompt.len() as f64, output);
+            let (backlog, places) = (state.backlog(&job.tokens.tenant), self.config.max_sequences);
+            let predicted = state.rates.predict(backlog, places, job.tokens.ids.len() as f64, output);
             if Instant::now().checked_add(predicted).is_none_or(|end| end > deadline) {
                 return Err(SubmitError::DeadlineUnreachable { predicted });
             }
         }
-        state.waiting.push_back(job);
+        let tenant = job.tokens.tenant.clone();
+        state.waiting.push(&tenant, job);
         drop(state);
         self.notify();
         Ok(())
@@ -158,12 +166,21 @@ impl Shared {
 }
 
 impl State {
-    /// Work accepted and not done.
-    pub fn backlog(&self) -> Backlog {
+    /// Whether a tenant's request may wait. A queue filled by others still has room for a tenant with less than its share.
+    pub fn has_room(&self, tenant: &Tenant, config: &WorkerConfig) -> bool {
+        let capacity = config.queue_capacity + config.max_sequences.saturating_sub(self.running);
+        let waiting = self.waiting.waiting();
+        let own = self.waiting.waiting_of(tenant);
+        let tenants = self.waiting.lines() + usize::from(own == 0);
+        waiting < capacity || (waiting < 2 * capacity && tenants > 1 && own < capacity / tenants)
+    }
+
+    /// Work that goes before a new request of a tenant.
+    pub fn backlog(&self, tenant: &Tenant) -> Backlog {
         let mut backlog = self.running_work;
-        for job in &self.waiting {
+        for job in self.waiting.before(tenant) {
             backlog.requests += 1;
-            backlog.prompt += job.prompt.len() as f64;
+            backlog.prompt += job.tokens.ids.len() as f64;
             backlog.output += self.rates.expected_output(job.most, 0);
         }
         backlog
@@ -172,13 +189,12 @@ impl State {
     /// Lets go of waiting requests that nobody wants any more or whose time is up.
     pub fn drop_stale(&mut self) {
         let now = Instant::now();
-        for job in std::mem::take(&mut self.waiting) {
+        let late = |job: &Job| job.deadline.is_some_and(|deadline| deadline <= now);
+        for job in self.waiting.take_if(|job| job.meter.cancelled() || late(job)) {
             if job.meter.cancelled() {
                 job.meter.settle();
-            } else if job.deadline.is_some_and(|deadline| deadline <= now) {
-                fail(job, GenerateError::DeadlinePassed);
             } else {
-                self.waiting.push_back(job);
+                fail(job, GenerateError::DeadlinePassed);
             }
         }
     }

@@ -34,17 +34,21 @@ pub(super) struct Backlog {
 }
 
 impl Rates {
-    /// A step over rows of prompts only, or of running answers only, took `seconds`.
+    /// A step took `seconds`. What each part took of a mixed one is not known, so both speeds are corrected alike by how far
+    /// they were off together.
     pub fn observe_step(&mut self, prompt_rows: usize, output_rows: usize, seconds: f64) {
-        let average = |old: &mut f64, rows: usize| {
-            let rate = rows as f64 / seconds.max(1e-9);
-            *old = if *old == 0.0 { rate } else { *old + NEWEST * (rate - *old) };
-        };
+        let seconds = seconds.max(1e-9);
+        let average = |old: &mut f64, rate: f64| *old = if *old == 0.0 { rate } else { *old + NEWEST * (rate - *old) };
         match (prompt_rows, output_rows) {
             (0, 0) => {}
-            (rows, 0) => average(&mut self.prefill, rows),
-            (0, rows) => average(&mut self.decode, rows),
-            // What each part took of a mixed step is not known.
+            (rows, 0) => average(&mut self.prefill, rows as f64 / seconds),
+            (0, rows) => average(&mut self.decode, rows as f64 / seconds),
+            (prompts, outputs) if self.prefill > 0.0 && self.decode > 0.0 => {
+                let expected = prompts as f64 / self.prefill + outputs as f64 / self.decode;
+                let factor = 1.0 + NEWEST * (expected / seconds - 1.0);
+                self.prefill *= factor;
+                self.decode *= factor;
+            }
             _ => {}
         }
     }
@@ -85,8 +89,11 @@ mod tests {
         assert_eq!(rates.predict(empty, 2, 100.0, 100.0), Duration::ZERO, "nothing measured, nothing claimed");
         rates.observe_step(100, 0, 0.1);
         rates.observe_step(0, 4, 0.04);
-        rates.observe_step(50, 4, 99.0);
-        assert_eq!((rates.prefill, rates.decode), (1000.0, 100.0));
+        rates.observe_step(50, 5, 0.1);
+        assert_eq!((rates.prefill, rates.decode), (1000.0, 100.0), "a mixed step as expected");
+        let mut slower = rates;
+        slower.observe_step(50, 5, 0.2);
+        assert!((slower.prefill - 900.0).abs() < 1e-9 && (slower.decode - 90.0).abs() < 1e-9, "{slower:?}");
         assert_eq!(rates.predict(empty, 2, 500.0, 50.0), Duration::from_secs(1));
         let running = Backlog { requests: 1, prompt: 0.0, output: 400.0 };
         assert_eq!(rates.predict(running, 2, 0.0, 50.0), Duration::from_secs(1), "two share");

@@ -1,10 +1,13 @@
 //! What goes into a worker and what comes out: plain values, without behaviour, so that a caller can be written and tested
 //! against them alone.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::template::ChatMessage;
+
+pub use crate::model::CacheFormat;
 
 /// Where a model's file comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,18 +21,29 @@ pub enum ModelSource {
 /// How much a worker takes on at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerConfig {
-    /// Requests that may wait for a place; one more is refused with [`SubmitError::QueueFull`].
+    /// Requests that may wait for a place; one more is refused with [`SubmitError::QueueFull`], except that a tenant with
+    /// less than its share of the queue is let in until twice as many wait.
     pub queue_capacity: usize,
     /// Sequences decoded together; at least 1.
     pub max_sequences: usize,
-    /// Prompt tokens worked through in one step, over all sequences; a cancelled request is noticed between two steps.
+    /// Prompt tokens worked through in one step, over all sequences and beside one token of each that writes; a cancelled
+    /// request is noticed between two steps.
     pub prefill_chunk: usize,
     /// Compute threads, 1 to 64. One by default: other cores belong to what surrounds the worker, and a thread that waits
     /// for another loses where they are busy. Processor time is told of the first only.
     pub threads: usize,
-    /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for. Bounds memory: each token
-    /// of a running sequence takes 8 bytes for each layer, key head and value of a head (46 kB with SmolLM2-135M).
+    /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for.
     pub context_limit: Option<usize>,
+    /// Memory for keys and values, in bytes: a token takes 8 bytes for each layer, key head and value of a head (46 kB with
+    /// SmolLM2-135M, so the default of 512 MiB holds 11,600 of its tokens), half of that in half precision. Taken as
+    /// sequences grow. A request that can't fit is refused with [`SubmitError::CacheTooSmall`]; one that fits but not now
+    /// waits, and where running ones outgrow the budget, the youngest is set back and computed again later. Up to a quarter
+    /// keeps the beginnings of sequences that have ended, the least recently used going first.
+    pub cache_bytes: usize,
+    /// How keys and values are kept. Half precision changes an answer where two tokens are almost equally likely.
+    pub cache_format: CacheFormat,
+    /// Shares of tenants in places and prompt rows, by name; 1 if not named.
+    pub tenant_weights: BTreeMap<String, u32>,
     /// Tokens at the start of an answer that may be held back while they could still become the decline text; raised to what
     /// that text needs. 0 passes everything on at once, a decline included.
     pub decline_hold: usize,
@@ -43,6 +57,9 @@ impl Default for WorkerConfig {
             prefill_chunk: 128,
             threads: 1,
             context_limit: None,
+            cache_bytes: 512 << 20,
+            cache_format: CacheFormat::Single,
+            tenant_weights: BTreeMap::new(),
             decline_hold: 8,
         }
     }
@@ -79,6 +96,12 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// A request that can't be expected to end by then is refused, and given up when the moment passes.
     pub deadline: Option<Instant>,
+    /// On whose behalf. Tenants take turns, and what was computed for one is not used again for another. Requests without
+    /// one count as those of one tenant.
+    pub tenant: Option<String>,
+    /// So many of the first messages, a system prompt usually, are no secret: what is computed of them is used again for
+    /// every tenant that marks the same ones.
+    pub shared_messages: usize,
 }
 
 impl GenerateRequest {
@@ -99,6 +122,8 @@ impl GenerateRequest {
             logprobs: None,
             constraint: None,
             deadline: None,
+            tenant: None,
+            shared_messages: 0,
         }
     }
 }
@@ -186,6 +211,8 @@ pub struct Finished {
     pub reason: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Those of them that had been computed before.
+    pub cached_prompt_tokens: u32,
     /// Tokens generated, the ending one and declined ones included.
     pub output_tokens: u32,
     /// Output tokens it could have had: as asked for, or what prompt and context left.
@@ -199,6 +226,8 @@ pub struct Finished {
 pub struct Usage {
     /// Tokens of the prompt worked through.
     pub prompt_tokens: u32,
+    /// Those of them that had been computed before.
+    pub cached_prompt_tokens: u32,
     /// Tokens generated.
     pub output_tokens: u32,
     /// Processor time of the worker's thread, this request's share.
@@ -255,6 +284,16 @@ pub enum SubmitError {
         tokens: usize,
         /// Tokens of prompt and answer together.
         context: usize,
+    },
+    /// Prompt and answer could never be in the cache together.
+    #[error(
+        "{tokens} tokens of prompt and answer, cache_bytes holds {positions}; allow fewer tokens or raise cache_bytes"
+    )]
+    CacheTooSmall {
+        /// Tokens of the prompt, and of the answer at most.
+        tokens: usize,
+        /// Tokens that the cache holds.
+        positions: usize,
     },
     /// The model's chat template refused the conversation, or failed.
     #[error("the chat template refused the conversation: {0}")]
@@ -321,4 +360,16 @@ pub struct LoadSnapshot {
     pub prefill_tokens_per_second: f64,
     /// Generated tokens a second, over all sequences.
     pub decode_tokens_per_second: f64,
+    /// Whether nobody's request would find a place in the queue.
+    pub full: bool,
+    /// Bytes of the cache that running sequences hold.
+    pub cache_used_bytes: u64,
+    /// Bytes that keep beginnings no running sequence holds; given up where room is needed.
+    pub cache_kept_bytes: u64,
+    /// Bytes of [`WorkerConfig::cache_bytes`] that are not taken from memory.
+    pub cache_free_bytes: u64,
+    /// Prompt tokens that had not to be computed, since the start.
+    pub prefix_hit_tokens: u64,
+    /// Times a sequence was set back because the cache was full, since the start.
+    pub preemptions: u64,
 }

@@ -1,9 +1,13 @@
-//! One running request: how far its prompt has been read, what it has written, and when it ends.
+//! One running request: how far its tokens have been read, what it has written, and when it ends.
+//!
+//! Prompt and answer are one list of tokens, and reading is bringing it into the cache. A sequence that was set back forgets
+//! how far it had read, not what it wrote, and so goes on where it was.
 
 use std::time::Instant;
 
 use super::constrain::{Guide, Progress};
 use super::hold::Hold;
+use super::prefix::{Key, Tenant, Tokens};
 use super::queue::{Job, fail};
 use super::rate::{Backlog, Rates};
 use super::request::{Alternative, Event, FinishReason, Finished, GenerateError, TokenDetail};
@@ -19,25 +23,99 @@ pub(super) struct Sequence {
     sampler: Sampler,
     guide: Option<Guide>,
     hold: Hold,
-    /// Prompt tokens that were rows of a step.
+    /// Which of all that ever got a place this is.
+    age: u64,
+    tokens: Tokens,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Tokens that are in the cache.
     read: usize,
+    /// Tokens of the prompt that the meter knows of.
+    booked: usize,
+    /// Entries of the index for the first blocks.
+    chain: Vec<u64>,
     /// Output tokens so far.
     written: u32,
-    /// The newest token, once the prompt is read.
-    latest: Option<u32>,
     /// Rows of the step under way.
     rows: usize,
 }
 
 impl Sequence {
     /// Takes a place and says so.
-    pub fn start(mut job: Job, decline: Option<(String, usize)>) -> Self {
-        let sampler = Sampler::new(job.sampling.clone(), &job.prompt);
+    pub fn start(mut job: Job, decline: Option<(String, usize)>, age: u64) -> Self {
+        let tokens = std::mem::take(&mut job.tokens);
+        let sampler = Sampler::new(job.sampling.clone(), &tokens.ids);
         let guide = job.guide.take();
         let hold = Hold::new(std::mem::take(&mut job.stop), decline);
-        let sequence = Self { sampler, guide, hold, read: 0, written: 0, latest: None, rows: 0, job };
-        sequence.send(Event::Started { prompt_tokens: sequence.job.prompt.len() as u32 });
+        let prompt = tokens.ids.len();
+        let (chain, read, booked, written, rows) = (Vec::new(), 0, 0, 0, 0);
+        let sequence = Self { job, sampler, guide, hold, age, tokens, prompt, read, booked, chain, written, rows };
+        sequence.send(Event::Started { prompt_tokens: prompt as u32 });
         sequence
+    }
+
+    /// Its number among all that ever got a place.
+    pub fn age(&self) -> u64 {
+        self.age
+    }
+
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// On whose behalf it runs.
+    pub fn tenant(&self) -> &Tenant {
+        &self.tokens.tenant
+    }
+
+    /// Tokens that are in the cache.
+    pub fn read(&self) -> usize {
+        self.read
+    }
+
+    /// Tokens that are not.
+    pub fn left(&self) -> usize {
+        self.tokens.ids.len() - self.read
+    }
+
+    /// Entries of the index for its first blocks.
+    pub fn chain(&self) -> &[u64] {
+        &self.chain
+    }
+
+    /// The key of the first block that has no entry, if its tokens are known.
+    pub fn next_key(&self) -> Option<Key> {
+        self.tokens.key(self.chain.len(), self.chain.last().copied().unwrap_or(0))
+    }
+
+    /// Its next block has an entry.
+    pub fn indexed(&mut self, entry: u64) {
+        self.chain.push(entry);
+    }
+
+    /// Its next block was there already. Returns how many tokens of the prompt that spared.
+    pub fn adopted(&mut self, entry: u64, positions: usize) -> usize {
+        self.chain.push(entry);
+        self.read += positions;
+        let spared = self.book();
+        self.job.meter.add_cached(spared as u32);
+        spared
+    }
+
+    /// Its place in the cache was taken away.
+    pub fn set_back(&mut self) {
+        self.read = 0;
+        self.chain.clear();
+    }
+
+    /// Tells the meter how far the prompt has been read; what is read again counts once. Returns what was new.
+    fn book(&mut self) -> usize {
+        let now = self.read.min(self.prompt).max(self.booked);
+        let new = now - self.booked;
+        self.booked = now;
+        self.job.meter.add(new as u32, 0, 0);
+        new
     }
 
     /// Whether nobody wants it any more.
@@ -50,36 +128,28 @@ impl Sequence {
         self.job.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Whether its prompt has been read.
+    /// Whether its next row brings a token of the answer.
     pub fn writing(&self) -> bool {
-        self.latest.is_some()
+        self.written > 0 && self.left() == 1
     }
 
-    /// Adds its rows of the next step: the newest token, or up to `room` tokens of its prompt. Returns how many.
-    pub fn add_rows(&mut self, slot: usize, room: usize, rows: &mut Vec<Row>) -> usize {
-        let length = self.job.prompt.len();
-        self.rows = if let Some(token) = self.latest {
-            rows.push(Row { slot, position: length + self.written as usize - 1, token, wants_logits: true });
-            1
-        } else {
-            let until = length.min(self.read + room);
-            for position in self.read..until {
-                let wants_logits = position + 1 == length;
-                rows.push(Row { slot, position, token: self.job.prompt[position], wants_logits });
-            }
-            until - self.read
-        };
-        self.rows
+    /// Adds its rows of the next step, `count` at most.
+    pub fn add_rows(&mut self, slot: usize, count: usize, rows: &mut Vec<Row>) {
+        let length = self.tokens.ids.len();
+        let until = length.min(self.read + count);
+        for position in self.read..until {
+            let wants_logits = position + 1 == length;
+            rows.push(Row { slot, position, token: self.tokens.ids[position], wants_logits });
+        }
+        self.rows = until - self.read;
     }
 
     /// Rows of the step under way; takes note that they are done. Returns whether it asked for logits.
     pub fn take_rows(&mut self) -> (usize, bool) {
         let rows = std::mem::take(&mut self.rows);
-        if self.latest.is_none() {
-            self.read += rows;
-            self.job.meter.add(rows as u32, 0, 0);
-        }
-        (rows, rows > 0 && self.read == self.job.prompt.len())
+        self.read += rows;
+        self.book();
+        (rows, rows > 0 && self.left() == 0)
     }
 
     /// Chooses its next token.
@@ -113,7 +183,7 @@ impl Sequence {
     /// The answer can't become what its constraint asks for.
     pub fn accept(&mut self, choice: Choice, tokenizer: &Tokenizer) -> Result<Option<FinishReason>, GenerateError> {
         self.written += 1;
-        self.latest = Some(choice.id);
+        self.tokens.ids.push(choice.id);
         self.job.meter.add(0, 1, 0);
         let ended = tokenizer.ends(choice.id);
         let full = self.written >= self.job.most;
@@ -157,6 +227,7 @@ impl Sequence {
         self.send(Event::Finished(Finished {
             reason,
             prompt_tokens: usage.prompt_tokens,
+            cached_prompt_tokens: usage.cached_prompt_tokens,
             output_tokens: usage.output_tokens,
             max_tokens: self.job.most,
             cpu_seconds: usage.cpu_seconds,
@@ -177,7 +248,7 @@ impl Sequence {
     /// What it still needs.
     pub fn add_backlog(&self, rates: &Rates, backlog: &mut Backlog) {
         backlog.requests += 1;
-        backlog.prompt += (self.job.prompt.len() - self.read) as f64;
+        backlog.prompt += if self.writing() { 0.0 } else { self.left() as f64 };
         backlog.output += rates.expected_output(self.job.most, self.written);
     }
 

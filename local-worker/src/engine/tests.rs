@@ -1,6 +1,7 @@
 //! The worker as a whole, on models that answer by the book.
 
 mod decoding;
+mod serving;
 
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,7 @@ const CHAINS: Script<'static> = Script {
     decline: Some("HANDOFF"),
     context: 1 << 20,
     template: None,
+    seed: None,
 };
 
 #[test]
@@ -236,6 +238,11 @@ fn settings_out_of_range_are_refused_by_name() {
     check(WorkerConfig { max_sequences: 0, ..config() }, "max_sequences is 0");
     check(WorkerConfig { prefill_chunk: 0, ..config() }, "prefill_chunk is 0");
     check(WorkerConfig { context_limit: Some(1), ..config() }, "context_limit is 1");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), CHAINS.gguf()).unwrap();
+    let small = WorkerConfig { cache_bytes: 32_767, ..config() };
+    let error = Worker::start("test", ModelSource::Path(file.path().to_owned()), small).unwrap_err().to_string();
+    assert!(error.contains("cache_bytes is 32767; 32 tokens of this model take 32768"), "{error}");
 }
 
 #[tokio::test]

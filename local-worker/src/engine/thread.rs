@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::clock::ThreadClock;
-use super::queue::{Shared, fail};
+use super::fair;
+use super::queue::{Shared, State, fail};
 use super::rate::{Backlog, Rates};
 use super::request::{GenerateError, Health, ModelSource, WorkerConfig};
 use super::sample::{Choice, SampleScratch};
 use super::sequence::Sequence;
 use super::source;
+use super::store::{CacheReading, Store};
 use crate::kernels::Team;
-use crate::model::{Cache, Llama, Row, Scratch};
+use crate::model::{CacheShape, Llama, LoadError, Row, Scratch};
 
 /// Rows and steps by which speed is measured before the first request.
 const WARM_UP: (usize, usize) = (32, 4);
@@ -21,10 +23,21 @@ const WARM_UP: (usize, usize) = (32, 4);
 /// The model and the requests on it. Requests stay outside of what a panic can tear.
 #[derive(Debug)]
 pub(super) struct Desk {
-    engine: Option<Engine>,
-    places: Vec<Option<Sequence>>,
-    rows: Vec<Row>,
-    choices: Vec<Option<Result<Choice, GenerateError>>>,
+    pub(super) engine: Option<Engine>,
+    pub(super) places: Vec<Option<Sequence>>,
+    /// Sequences whose place in the cache was needed for older ones; the oldest first.
+    pub(super) parked: Vec<Sequence>,
+    pub(super) rows: Vec<Row>,
+    /// The places that have rows in this step, in the order of these.
+    pub(super) order: Vec<usize>,
+    /// Prompt tokens spared and sequences set back since the state last heard of it.
+    pub(super) spared: u64,
+    pub(super) preempted: u64,
+    /// Sequences that ever got a place.
+    started: u64,
+    /// Steps so far.
+    pub(super) steps: usize,
+    choices: Vec<(usize, Result<Choice, GenerateError>)>,
 }
 
 /// The threads that share products; none for one thread, or where the system gives no more.
@@ -37,18 +50,19 @@ fn team(threads: usize) -> Option<Arc<Team>> {
 
 /// What runs the model.
 #[derive(Debug)]
-struct Engine {
+pub(super) struct Engine {
     model: Llama,
-    cache: Cache,
+    pub(super) store: Store,
     scratch: Scratch,
     samples: SampleScratch,
 }
 
 impl Engine {
-    fn new(model: Llama, config: &WorkerConfig) -> Self {
+    fn new(model: Llama, config: &WorkerConfig) -> Result<Self, LoadError> {
         let shape = model.shape();
-        let cache = Cache::new(config.max_sequences, shape.layers, shape.key_heads, shape.head);
-        Self { model, cache, scratch: Scratch::shared_by(team(config.threads)), samples: SampleScratch::default() }
+        let (layers, key_heads, head) = (shape.layers, shape.key_heads, shape.head);
+        let store = Store::new(CacheShape { layers, key_heads, head, format: config.cache_format }, config)?;
+        Ok(Self { model, store, scratch: Scratch::shared_by(team(config.threads)), samples: SampleScratch::default() })
     }
 
     /// Measures speed with an empty worker, and lets the processor see the weights once.
@@ -57,26 +71,52 @@ impl Engine {
         let (prompt, steps) = (WARM_UP.0.min(context), WARM_UP.1.min(context));
         let row = |position| Row { slot: 0, position, token: position as u32, wants_logits: true };
         let prompt: Vec<Row> = (0..prompt).map(|at| Row { wants_logits: false, ..row(at) }).collect();
+        let cache = &mut self.store.cache;
         let started = Instant::now();
-        self.model.step(&mut self.cache, &mut self.scratch, &prompt);
+        self.model.step(cache, &mut self.scratch, &prompt);
         rates.observe_step(prompt.len(), 0, started.elapsed().as_secs_f64());
         for position in 0..steps {
             let started = Instant::now();
-            self.model.step(&mut self.cache, &mut self.scratch, &[row(position)]);
+            self.model.step(cache, &mut self.scratch, &[row(position)]);
             rates.observe_step(0, 1, started.elapsed().as_secs_f64());
         }
-        self.cache.clear(0);
+        cache.clear(0);
         rates
     }
 }
 
 impl Desk {
     /// A desk for a model just loaded, and how fast it is.
-    pub fn new(model: Llama, config: &WorkerConfig, context: usize) -> (Self, Rates) {
-        let mut engine = Engine::new(model, config);
+    ///
+    /// # Errors
+    /// The cache's budget holds nothing.
+    pub fn new(model: Llama, config: &WorkerConfig, context: usize) -> Result<(Self, Rates), LoadError> {
+        let mut engine = Engine::new(model, config)?;
         let rates = engine.warm_up(context);
         let places = (0..config.max_sequences).map(|_| None).collect();
-        (Self { engine: Some(engine), places, rows: Vec::new(), choices: Vec::new() }, rates)
+        let desk = Self {
+            engine: Some(engine),
+            places,
+            parked: Vec::new(),
+            rows: Vec::new(),
+            order: Vec::new(),
+            spared: 0,
+            preempted: 0,
+            started: 0,
+            steps: 0,
+            choices: Vec::new(),
+        };
+        Ok((desk, rates))
+    }
+
+    /// Tokens that one sequence may have in the cache.
+    pub fn positions(&self) -> usize {
+        self.engine.as_ref().map_or(0, |engine| engine.store.positions())
+    }
+
+    /// What the cache holds.
+    pub fn reading(&self) -> CacheReading {
+        self.engine.as_ref().map_or_else(CacheReading::default, |engine| engine.store.reading())
     }
 
     /// Serves until told to end.
@@ -97,7 +137,7 @@ impl Desk {
         let mut state = shared.lock();
         state.ended = true;
         let error = if state.closing { GenerateError::ShutDown } else { GenerateError::WorkerPanicked };
-        state.waiting.drain(..).for_each(|job| fail(job, error.clone()));
+        state.waiting.take_if(|_| true).into_iter().for_each(|job| fail(job, error.clone()));
         drop(state);
         shared.notify();
     }
@@ -109,7 +149,8 @@ impl Desk {
             if loaded.info.file_blake3 != shared.info.file_blake3 {
                 return Err("the model's file has changed since it was loaded; restart to take the new one".to_owned());
             }
-            Ok(Desk::new(loaded.model, config, shared.info.context_length as usize))
+            let context = shared.info.context_length as usize;
+            Desk::new(loaded.model, config, context).map_err(|error| error.to_string())
         };
         let (desk, rates) =
             catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| Err("loading panicked".to_owned()))?;
@@ -119,13 +160,20 @@ impl Desk {
     }
 
     fn work(&mut self, shared: &Shared) {
-        while self.admit(shared) {
-            self.let_go(shared);
-            self.collect_rows(shared.config.prefill_chunk);
-            if !self.rows.is_empty() {
-                self.step(shared);
-            }
+        while self.turn(shared) {}
+    }
+
+    /// One look at the queue and at who has gone, and one step. False at the end.
+    pub(super) fn turn(&mut self, shared: &Shared) -> bool {
+        if !self.admit(shared) {
+            return false;
         }
+        self.let_go(shared);
+        self.plan(shared.config.prefill_chunk);
+        if !self.rows.is_empty() {
+            self.step(shared);
+        }
+        true
     }
 
     /// Gives free places to those that wait, and waits while there is nothing to do. False at the end.
@@ -141,16 +189,13 @@ impl Desk {
                 return false;
             }
             state.drop_stale();
-            for place in self.places.iter_mut().filter(|place| place.is_none()) {
-                let Some(job) = state.waiting.pop_front() else { break };
-                *place = Some(Sequence::start(job, shared.decline.clone()));
-            }
-            let running = self.places.iter().flatten().count();
+            self.seat(&mut state, shared);
             let mut work = Backlog::default();
-            self.places.iter().flatten().for_each(|sequence| sequence.add_backlog(&state.rates, &mut work));
-            state.running = running;
+            self.running().for_each(|sequence| sequence.add_backlog(&state.rates, &mut work));
+            state.running = self.running().count();
             state.running_work = work;
-            if running > 0 {
+            self.tell_cache(&mut state);
+            if state.running > 0 {
                 return true;
             }
             if state.closing {
@@ -160,16 +205,58 @@ impl Desk {
         }
     }
 
+    /// Gives free places to those that were set back, then to those whose turn it is, as long as the cache has room.
+    fn seat(&mut self, state: &mut State, shared: &Shared) {
+        while let Some(slot) = self.places.iter().position(Option::is_none) {
+            if !self.parked.is_empty() {
+                if !self.fits(self.parked[0].tokens()) {
+                    return;
+                }
+                self.places[slot] = Some(self.parked.remove(0));
+                continue;
+            }
+            let Some((tenant, job)) = state.waiting.first() else { return };
+            if !self.fits(&job.tokens) {
+                return;
+            }
+            let (tenant, prompt) = (tenant.clone(), job.tokens.ids.len() as f64);
+            let Some(job) = state.waiting.pop() else { return };
+            state.waiting.charge(&tenant, prompt);
+            self.started += 1;
+            self.places[slot] = Some(Sequence::start(job, shared.decline.clone(), self.started));
+        }
+    }
+
+    /// All that have a place or were set back.
+    fn running(&self) -> impl Iterator<Item = &Sequence> {
+        self.places.iter().flatten().chain(&self.parked)
+    }
+
+    /// Brings what is known of the cache up to date.
+    fn tell_cache(&mut self, state: &mut State) {
+        if let Some(engine) = &self.engine {
+            let (hit_tokens, preemptions) =
+                (state.cache.hit_tokens + self.spared, state.cache.preemptions + self.preempted);
+            state.cache = CacheReading { hit_tokens, preemptions, ..engine.store.reading() };
+            (self.spared, self.preempted) = (0, 0);
+        }
+    }
+
     /// Ends sequences that nobody wants or whose time is up.
     fn let_go(&mut self, shared: &Shared) {
         let now = Instant::now();
+        let over = |sequence: &Sequence| sequence.cancelled() || sequence.overdue(now);
+        let tell = |sequence: Sequence| match sequence.cancelled() {
+            true => sequence.forget(),
+            false => sequence.fail(GenerateError::DeadlinePassed),
+        };
         for slot in 0..self.places.len() {
-            let Some(sequence) = &self.places[slot] else { continue };
-            if sequence.cancelled() {
-                self.free(slot, shared, None, Sequence::forget);
-            } else if sequence.overdue(now) {
-                self.free(slot, shared, None, |sequence| sequence.fail(GenerateError::DeadlinePassed));
+            if self.places[slot].as_ref().is_some_and(over) {
+                self.free(slot, shared, None, tell);
             }
+        }
+        while let Some(at) = self.parked.iter().position(over) {
+            self.free_parked(at, shared, tell);
         }
     }
 
@@ -177,10 +264,21 @@ impl Desk {
     fn free(&mut self, slot: usize, shared: &Shared, answer: Option<u32>, tell: impl FnOnce(Sequence)) {
         let Some(sequence) = self.places[slot].take() else { return };
         if let Some(engine) = &mut self.engine {
-            engine.cache.clear(slot);
+            engine.store.clear(slot, &sequence);
         }
+        self.part(sequence, shared, answer, tell);
+    }
+
+    fn free_parked(&mut self, at: usize, shared: &Shared, tell: impl FnOnce(Sequence)) {
+        let sequence = self.parked.remove(at);
+        self.part(sequence, shared, None, tell);
+    }
+
+    fn part(&mut self, sequence: Sequence, shared: &Shared, answer: Option<u32>, tell: impl FnOnce(Sequence)) {
         let mut state = shared.lock();
-        state.running = self.places.iter().flatten().count();
+        state.running = self.running().count();
+        state.waiting.end(sequence.tenant());
+        self.tell_cache(&mut state);
         if let Some(output) = answer {
             state.rates.observe_answer(output);
         }
@@ -188,55 +286,47 @@ impl Desk {
         tell(sequence);
     }
 
-    /// One row for each that writes, and up to `chunk` rows of prompts.
-    fn collect_rows(&mut self, chunk: usize) {
-        self.rows.clear();
-        let mut room = chunk;
-        for (slot, place) in self.places.iter_mut().enumerate() {
-            let Some(sequence) = place else { continue };
-            if sequence.writing() {
-                sequence.add_rows(slot, 1, &mut self.rows);
-            } else {
-                room -= sequence.add_rows(slot, room, &mut self.rows);
-            }
-        }
-    }
-
     fn step(&mut self, shared: &Shared) {
         let Some(engine) = &mut self.engine else { return };
         let (clock, started) = (ThreadClock::start(), Instant::now());
-        let logits = engine.model.step(&mut engine.cache, &mut engine.scratch, &self.rows);
+        let logits = engine.model.step(&mut engine.store.cache, &mut engine.scratch, &self.rows);
         let vocabulary = engine.model.shape().vocabulary;
         let mut logits = logits.chunks_exact(vocabulary);
         let (mut prompt_rows, mut output_rows) = (0, 0);
-        let mut shares = vec![0; self.places.len()];
+        let mut shares = Vec::with_capacity(self.order.len());
         self.choices.clear();
-        for (place, share) in self.places.iter_mut().zip(&mut shares) {
-            self.choices.push(None);
-            let Some(sequence) = place else { continue };
+        for slot in &self.order {
+            let Some(sequence) = &mut self.places[*slot] else { continue };
             let writing = sequence.writing();
             let (rows, asked) = sequence.take_rows();
-            *share = rows;
+            shares.push(rows);
             *(if writing { &mut output_rows } else { &mut prompt_rows }) += rows;
-            if asked && let (Some(logits), Some(choice)) = (logits.next(), self.choices.last_mut()) {
+            if asked && let Some(logits) = logits.next() {
                 let known = &logits[..shared.front.tokenizer.len().min(vocabulary)];
-                *choice = Some(sequence.choose(engine.model.level(), known, &mut engine.samples));
+                self.choices.push((*slot, sequence.choose(engine.model.level(), known, &mut engine.samples)));
             }
+            engine.store.index(*slot, sequence);
         }
         let nanos = clock.nanos();
-        shared.lock().rates.observe_step(prompt_rows, output_rows, started.elapsed().as_secs_f64());
-        for (place, share) in self.places.iter().zip(shares) {
-            if let Some(sequence) = place {
+        let mut state = shared.lock();
+        state.rates.observe_step(prompt_rows, output_rows, started.elapsed().as_secs_f64());
+        for (slot, share) in self.order.iter().zip(shares) {
+            if let Some(sequence) = &self.places[*slot] {
                 sequence.add_time(nanos * share as u64 / self.rows.len() as u64);
+                if sequence.written() > 0 {
+                    state.waiting.charge(sequence.tenant(), fair::OUTPUT);
+                }
             }
         }
+        self.tell_cache(&mut state);
+        drop(state);
         self.hand_out(shared);
     }
 
     /// Passes the chosen tokens on and ends what is over.
     fn hand_out(&mut self, shared: &Shared) {
-        for slot in 0..self.places.len() {
-            let (Some(sequence), Some(choice)) = (&mut self.places[slot], self.choices[slot].take()) else { continue };
+        for (slot, choice) in std::mem::take(&mut self.choices) {
+            let Some(sequence) = &mut self.places[slot] else { continue };
             match choice.and_then(|choice| sequence.accept(choice, &shared.front.tokenizer)) {
                 Ok(None) => {}
                 Ok(Some(reason)) => {
@@ -251,6 +341,9 @@ impl Desk {
     fn fail_running(&mut self, shared: &Shared, error: &GenerateError) {
         for slot in 0..self.places.len() {
             self.free(slot, shared, None, |sequence| sequence.fail(error.clone()));
+        }
+        while !self.parked.is_empty() {
+            self.free_parked(0, shared, |sequence| sequence.fail(error.clone()));
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct Cache {
     free: Vec<BlockId>,
     /// Blocks that may be held at once.
     most: usize,
+    /// Blocks that are kept and that no sequence holds.
+    idle: usize,
     slots: Vec<Vec<BlockId>>,
 }
 
@@ -72,6 +74,8 @@ pub struct Cache {
 #[derive(Debug)]
 struct Block {
     holders: u32,
+    /// Whether one of the holders is no sequence.
+    kept: bool,
     numbers: Numbers,
 }
 
@@ -106,7 +110,7 @@ impl Cache {
     /// For `slots` sequences at once, holding `most` blocks at most.
     pub fn bounded(slots: usize, shape: CacheShape, most: usize) -> Self {
         let most = most.min(u32::MAX as usize);
-        Self { shape, blocks: Vec::new(), free: Vec::new(), most, slots: vec![Vec::new(); slots] }
+        Self { shape, blocks: Vec::new(), free: Vec::new(), most, idle: 0, slots: vec![Vec::new(); slots] }
     }
 
     /// Sequences at once.
@@ -151,15 +155,36 @@ impl Cache {
         true
     }
 
-    /// One more holder of a block.
-    pub fn hold(&mut self, block: BlockId) {
-        self.blocks[block.0 as usize].holders += 1;
+    /// Keeps a block that a sequence holds, after the sequence has gone.
+    pub fn keep(&mut self, block: BlockId) {
+        self.hold(block);
+        self.blocks[block.0 as usize].kept = true;
+    }
+
+    /// Keeps a block no longer.
+    pub fn forget(&mut self, block: BlockId) {
+        let at = &mut self.blocks[block.0 as usize];
+        at.kept = false;
+        self.idle -= usize::from(at.holders == 1);
+        self.release(block);
+    }
+
+    /// Blocks that are kept and that no sequence holds.
+    pub fn idle_blocks(&self) -> usize {
+        self.idle
+    }
+
+    fn hold(&mut self, block: BlockId) {
+        let at = &mut self.blocks[block.0 as usize];
+        self.idle -= usize::from(at.kept && at.holders == 1);
+        at.holders += 1;
     }
 
     /// One holder less; the last one gives the memory back.
-    pub fn release(&mut self, block: BlockId) {
+    fn release(&mut self, block: BlockId) {
         let at = &mut self.blocks[block.0 as usize];
         at.holders -= 1;
+        self.idle += usize::from(at.kept && at.holders == 1);
         if at.holders == 0 {
             at.numbers = Numbers::Single(Vec::new());
             self.free.push(block);
@@ -190,7 +215,7 @@ impl Cache {
             CacheFormat::Single => Numbers::Single(vec![0.0; self.shape.block_numbers()]),
             CacheFormat::Half => Numbers::Half(vec![f16::ZERO; self.shape.block_numbers()]),
         };
-        let block = Block { holders: 1, numbers };
+        let block = Block { holders: 1, kept: false, numbers };
         if let Some(id) = self.free.pop() {
             self.blocks[id.0 as usize] = block;
             return Some(id);
@@ -272,9 +297,9 @@ mod tests {
         assert!(cache.reserve(0, 33) && cache.reserve(1, 1));
         assert_eq!(cache.used_blocks(), 3);
         let first = cache.table(0)[0];
-        cache.hold(first);
+        cache.keep(first);
         cache.adopt(2, first);
-        assert_eq!((cache.holders(first), cache.used_blocks()), (3, 3));
+        assert_eq!((cache.holders(first), cache.used_blocks(), cache.idle_blocks()), (3, 3, 0));
         assert!(!cache.reserve(2, 97), "four blocks are all there are");
         assert_eq!((cache.table(2).len(), cache.used_blocks()), (2, 4), "what could be had is kept");
         cache.clear(0);
@@ -285,9 +310,12 @@ mod tests {
         assert_eq!((cache.holders(other), cache.used_blocks()), (2, 3));
         cache.clear(1);
         cache.clear(2);
-        assert_eq!(cache.used_blocks(), 1, "the one asked to be kept");
-        cache.release(first);
-        assert_eq!(cache.used_blocks(), 0);
+        assert_eq!((cache.used_blocks(), cache.idle_blocks()), (1, 1), "the one that is kept");
+        cache.adopt(0, first);
+        assert_eq!((cache.used_blocks(), cache.idle_blocks()), (1, 0));
+        cache.clear(0);
+        cache.forget(first);
+        assert_eq!((cache.used_blocks(), cache.idle_blocks()), (0, 0));
         assert!(
             cache.blocks.iter().all(|block| matches!(&block.numbers, Numbers::Single(kept) if kept.capacity() == 0))
         );

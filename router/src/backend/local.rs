@@ -16,8 +16,8 @@ use local_worker::{
 };
 use std::time::Duration;
 
-/// Prompts of more bytes than this are handed over from a blocking thread.
-const LONG_PROMPT_BYTES: usize = 32 << 10;
+/// Prompts of more bytes than this, some two milliseconds of tokenising, are handed over from a blocking thread.
+const LONG_PROMPT_BYTES: usize = 4 << 10;
 
 /// How long to stay away from a worker that loads its model again; it takes about that long.
 const RELOAD_WAIT: Duration = Duration::from_secs(1);
@@ -27,13 +27,12 @@ const RELOAD_WAIT: Duration = Duration::from_secs(1);
 pub struct LocalBackend {
     model: ModelId,
     worker: Worker,
-    queue_capacity: usize,
 }
 
 impl LocalBackend {
-    /// The backend of `worker`, whose queue holds `queue_capacity` requests.
-    pub fn new(model: ModelId, worker: Worker, queue_capacity: usize) -> Self {
-        Self { model, worker, queue_capacity }
+    /// The backend of `worker`.
+    pub fn new(model: ModelId, worker: Worker) -> Self {
+        Self { model, worker }
     }
 
     /// The worker itself, for token counts, predictions and shutdown.
@@ -59,7 +58,7 @@ impl LocalBackend {
             let used = meter.usage();
             ProbeReading {
                 sent: true,
-                usage: usage(used.prompt_tokens, used.output_tokens),
+                usage: usage(used.prompt_tokens, used.cached_prompt_tokens, used.output_tokens),
                 reported: true,
                 text_bytes: 0,
                 cpu_seconds: used.cpu_seconds,
@@ -93,7 +92,7 @@ impl Backend for LocalBackend {
             Health::Failed(why) => {
                 Availability::Unavailable { why: format!("the model can't be loaded: {why}"), retry_after: None }
             }
-            Health::Ready if self.worker.load().waiting >= self.queue_capacity => Availability::Unavailable {
+            Health::Ready if self.worker.load().full => Availability::Unavailable {
                 why: "the model's queue is full".to_owned(),
                 retry_after: Some(RELOAD_WAIT),
             },
@@ -114,6 +113,8 @@ fn request(call: &BackendCall) -> GenerateRequest {
         stop: call.limits.stop.clone(),
         seed: call.limits.seed,
         deadline: call.deadline,
+        tenant: Some(call.tenant.as_str().to_owned()),
+        shared_messages: 0,
         top_k: call.limits.top_k,
         min_p: call.limits.min_p.unwrap_or(0.0),
         repetition_penalty: call.limits.repetition_penalty.unwrap_or(1.0),
@@ -155,7 +156,7 @@ fn chunks(generation: Generation, translation: Translation) -> AnswerStream {
                 Ok(Some(end)) => return Some((Ok(end), None)),
                 Err(error) => {
                     let used = generation.usage();
-                    let known = usage(used.prompt_tokens, used.output_tokens);
+                    let known = usage(used.prompt_tokens, used.cached_prompt_tokens, used.output_tokens);
                     return Some((Err(error.with_usage(Some(known))), None));
                 }
             }
@@ -187,7 +188,7 @@ impl Translation {
                     local_worker::FinishReason::Context => FinishReason::Context,
                     local_worker::FinishReason::Declined => FinishReason::Declined,
                 },
-                usage: usage(finished.prompt_tokens, finished.output_tokens),
+                usage: usage(finished.prompt_tokens, finished.cached_prompt_tokens, finished.output_tokens),
                 usage_reported: true,
                 max_tokens: Some(finished.max_tokens),
                 cpu_seconds: finished.cpu_seconds,
@@ -206,8 +207,13 @@ fn token(logprob: f32, margin: f32, detail: Option<Box<TokenDetail>>) -> TokenLo
     TokenLogprob { bytes, logprob, margin: Some(margin), alternatives }
 }
 
-fn usage(prompt_tokens: u32, output_tokens: u32) -> Usage {
-    Usage { input_tokens: u64::from(prompt_tokens), output_tokens: u64::from(output_tokens), ..Usage::default() }
+fn usage(prompt_tokens: u32, cached_prompt_tokens: u32, output_tokens: u32) -> Usage {
+    Usage {
+        input_tokens: u64::from(prompt_tokens),
+        cached_input_tokens: u64::from(cached_prompt_tokens),
+        output_tokens: u64::from(output_tokens),
+        ..Usage::default()
+    }
 }
 
 fn unavailable(why: &str) -> BackendError {
@@ -223,7 +229,7 @@ fn refusal(error: SubmitError) -> BackendError {
         SubmitError::DeadlineUnreachable { .. } => BackendError::Overloaded { why, retry_after: None },
         SubmitError::Unhealthy(_) => BackendError::Unavailable { why, retry_after: Some(RELOAD_WAIT), sent: false },
         SubmitError::ShuttingDown => BackendError::Unavailable { why, retry_after: None, sent: false },
-        SubmitError::PromptTooLong { .. } => BackendError::PromptTooLong(why),
+        SubmitError::PromptTooLong { .. } | SubmitError::CacheTooSmall { .. } => BackendError::PromptTooLong(why),
         // A template's own message may quote the conversation.
         SubmitError::Template(_) => BackendError::Rejected {
             status: 400,
@@ -251,7 +257,7 @@ fn failure(error: &GenerateError) -> BackendError {
 mod tests {
     use super::*;
     use crate::backend::UsageProbe;
-    use crate::domain::{AttemptId, Limits, Role};
+    use crate::domain::{AttemptId, Limits, Role, TenantId};
     use std::sync::Arc;
 
     #[test]
@@ -259,6 +265,7 @@ mod tests {
         let deadline = std::time::Instant::now();
         let call = BackendCall {
             attempt: AttemptId::fresh(),
+            tenant: TenantId::new("acme"),
             messages: Arc::from([Message::text(Role::System, "Be brief."), Message::text(Role::Tool, "42")]),
             limits: Limits {
                 max_tokens: Some(1_000),
@@ -295,6 +302,8 @@ mod tests {
             frequency_penalty: 0.4,
             logprobs: Some(3),
             constraint: Some(Constraint::Regex("a+".to_owned())),
+            tenant: Some("acme".to_owned()),
+            shared_messages: 0,
         };
         assert_eq!(request(&call), expected);
         let open = BackendCall { limits: Limits::default(), ..call };
@@ -327,12 +336,13 @@ mod tests {
         let finished = local_worker::Finished {
             reason: local_worker::FinishReason::Declined,
             prompt_tokens: 9,
+            cached_prompt_tokens: 4,
             output_tokens: 3,
             max_tokens: 11,
             cpu_seconds: 0.25,
         };
         let Ok(Some(Chunk::End(finish))) = translation.event(Event::Finished(finished)) else { panic!("an end") };
-        assert_eq!((finish.reason, finish.usage, finish.cpu_seconds), (FinishReason::Declined, usage(9, 3), 0.25));
+        assert_eq!((finish.reason, finish.usage, finish.cpu_seconds), (FinishReason::Declined, usage(9, 4, 3), 0.25));
         assert_eq!((finish.response_model.as_str(), finish.max_tokens), ("nano", Some(11)));
     }
 
@@ -348,6 +358,7 @@ mod tests {
         check(refusal(SubmitError::Unhealthy("x".to_owned())), "unavailable", true);
         check(refusal(SubmitError::ShuttingDown), "unavailable", true);
         check(refusal(SubmitError::PromptTooLong { tokens: 9, context: 8 }), "prompt_too_long", false);
+        check(refusal(SubmitError::CacheTooSmall { tokens: 9, positions: 8 }), "prompt_too_long", false);
         check(refusal(SubmitError::Template("SECRET".to_owned())), "rejected", false);
         let problem = "must be above 0".to_owned();
         check(refusal(SubmitError::Invalid { field: "top_p", problem: problem.clone() }), "unsupported", false);

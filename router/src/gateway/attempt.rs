@@ -139,6 +139,7 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
     let request = &run.admitted.request;
     let call = BackendCall {
         attempt: id,
+        tenant: request.tenant.clone(),
         messages: Arc::clone(&run.admitted.messages),
         limits: request.limits.clone(),
         max_output_tokens: target.max_output_tokens,

@@ -60,6 +60,7 @@ struct RawTarget {
 struct RawLocal {
     queue: Option<usize>,
     sequences: Option<usize>,
+    cache_bytes: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -196,6 +197,7 @@ impl Raw {
         let tenants = tenants.collect();
         let local_queue = wrong.at_least_one("local.queue", self.local.queue.map(|n| n as u64), 64);
         let local_sequences = wrong.at_least_one("local.sequences", self.local.sequences.map(|n| n as u64), 8);
+        let local_cache = wrong.at_least_one("local.cache_bytes", self.local.cache_bytes, 512 << 20);
         let max_prompt_bytes =
             wrong.at_least_one("limits.max_prompt_bytes", self.limits.max_prompt_bytes.map(|n| n as u64), 4 << 20);
         let max_concurrent = wrong.at_least_one(
@@ -221,6 +223,7 @@ impl Raw {
             targets,
             local_queue: size(local_queue),
             local_sequences: size(local_sequences),
+            local_cache_bytes: size(local_cache),
             max_prompt_bytes: size(max_prompt_bytes),
             max_concurrent: size(max_concurrent),
             tenants,

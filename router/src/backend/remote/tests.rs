@@ -50,6 +50,7 @@ impl Drop for World {
 fn call() -> BackendCall {
     BackendCall {
         attempt: AttemptId::fresh(),
+        tenant: crate::domain::TenantId::new("t"),
         messages: Arc::from([Message::text(Role::User, QUESTION)]),
         limits: Limits::default(),
         max_output_tokens: 64,

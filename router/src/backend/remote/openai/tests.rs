@@ -7,6 +7,7 @@ use std::sync::Arc;
 fn call(limits: Limits) -> BackendCall {
     BackendCall {
         attempt: AttemptId::fresh(),
+        tenant: crate::domain::TenantId::new("t"),
         messages: Arc::from([Message::text(Role::System, "Be brief."), Message::text(Role::User, "Hi \"you\"")]),
         limits,
         max_output_tokens: 64,
