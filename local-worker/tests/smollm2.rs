@@ -182,8 +182,10 @@ fn answers_have_the_form_that_was_asked_for() {
     let date = write("When did the second world war end?", Constraint::Regex(r"\d{4}-\d{2}-\d{2}".to_owned()));
     println!("{date}");
     assert!(date.len() == 10 && date.split('-').all(|part| part.parse::<u32>().is_ok()), "{date}");
-    let choices = ["Paris", "London", "Rome"].map(str::to_owned).to_vec();
-    let city = write("What is the capital of France?", Constraint::Choices(choices));
-    assert_eq!(city, "Paris");
+    let choices = ["Paris", "London", "Rome"];
+    let constraint = Constraint::Choices(choices.map(str::to_owned).to_vec());
+    let city = write("What is the capital of France?", constraint);
+    println!("{city}");
+    assert!(choices.contains(&city.as_str()), "{city}: a form makes no model wiser, but it is kept");
     assert!(worker.shutdown(std::time::Duration::from_secs(60)));
 }
