@@ -229,6 +229,7 @@ fn start_worker(settings: &Settings, model: &Model, source: ModelSource) -> anyh
         queue_capacity: settings.local_queue,
         max_sequences: settings.local_sequences,
         cache_bytes: settings.local_cache_bytes,
+        threads: settings.local_threads,
         context_limit: usize::try_from(model.context).ok(),
         ..WorkerConfig::default()
     };

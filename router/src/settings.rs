@@ -82,6 +82,8 @@ pub struct Settings {
     pub local_sequences: usize,
     /// Bytes of keys and values that each local model may hold.
     pub local_cache_bytes: usize,
+    /// Threads that each local model computes on.
+    pub local_threads: usize,
     /// Most bytes of prompt text.
     pub max_prompt_bytes: usize,
     /// Most requests under way.

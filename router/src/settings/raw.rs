@@ -61,6 +61,7 @@ struct RawLocal {
     queue: Option<usize>,
     sequences: Option<usize>,
     cache_bytes: Option<u64>,
+    threads: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -197,6 +198,7 @@ impl Raw {
         let tenants = tenants.collect();
         let local_queue = wrong.at_least_one("local.queue", self.local.queue.map(|n| n as u64), 64);
         let local_sequences = wrong.at_least_one("local.sequences", self.local.sequences.map(|n| n as u64), 8);
+        let local_threads = wrong.at_least_one("local.threads", self.local.threads.map(|n| n as u64), 1);
         let local_cache = wrong.at_least_one("local.cache_bytes", self.local.cache_bytes, 512 << 20);
         let max_prompt_bytes =
             wrong.at_least_one("limits.max_prompt_bytes", self.limits.max_prompt_bytes.map(|n| n as u64), 4 << 20);
@@ -224,6 +226,7 @@ impl Raw {
             local_queue: size(local_queue),
             local_sequences: size(local_sequences),
             local_cache_bytes: size(local_cache),
+            local_threads: size(local_threads),
             max_prompt_bytes: size(max_prompt_bytes),
             max_concurrent: size(max_concurrent),
             tenants,

@@ -68,6 +68,7 @@ fn wrong_settings_name_key_and_mend() {
     );
     check("[tenants.a]\ndaily = \"ten\"", &[], &["tenants.a.daily", "25 USD"]);
     check("[local]\nqueue = 0", &[], &["local.queue"]);
+    check("[local]\nthreads = 0", &[], &["local.threads"]);
     check("[local]\ncache_bytes = 0", &[], &["local.cache_bytes"]);
     check("reload_seconds = 0", &[], &["reload_seconds"]);
     check("[tls]\nkey = \"k.pem\"", &[], &["tls.certificate"]);
