@@ -91,6 +91,7 @@ impl App {
             cache: ExactCache::new(settings.cache_bytes),
             budgets: Arc::clone(&budgets),
             tenant_limits: settings.tenants.clone(),
+            records: settings.records.clone(),
             default_limits: BudgetLimits::default(),
             ledger: Arc::clone(&ledger),
             metrics: metrics.clone(),

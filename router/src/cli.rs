@@ -9,6 +9,7 @@ pub mod demo;
 pub mod explain;
 pub mod models;
 pub mod policy;
+pub mod replay;
 pub mod serve;
 pub mod simulate;
 pub mod table;
@@ -48,6 +49,8 @@ pub enum Verb {
     Policy(policy::PolicyVerb),
     /// List the models of the catalog, or look into a model file.
     Models(models::ModelsArguments),
+    /// Decide recorded traffic again by a policy: cost, quality, latency, share local.
+    Replay(replay::ReplayArguments),
     /// Fit a scorer from recorded outcomes and solve thresholds.
     #[command(subcommand)]
     Train(train::TrainVerb),
@@ -64,6 +67,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Usage(arguments) => usage::run(&arguments, out),
         Verb::Policy(verb) => policy::run(&verb, out),
         Verb::Models(arguments) => models::run(&arguments, out),
+        Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Train(verb) => train::run(&verb, out),
     }
 }

@@ -4,6 +4,7 @@
 pub mod answer;
 pub mod decision;
 pub mod money;
+pub mod recording;
 pub mod request;
 
 pub use answer::{AnswerText, Chunk, Finish, FinishReason, TokenAlternative, TokenLogprob, Usage};
@@ -12,6 +13,7 @@ pub use decision::{
     ScoreOutOfRange,
 };
 pub use money::{Cost, CostBasis, MoneyError, NanoUsd, PicoUsdPerToken};
+pub use recording::{FirstChoice, RecordLevel, Recording};
 pub use request::{
     AttemptId, Labels, Limits, Message, ModelId, Part, Placement, PlacementConflict, Request, RequestId,
     ResponseFormat, Role, TenantId,

@@ -19,7 +19,7 @@ use crate::backend::resilience::RetryPolicy;
 use crate::backend::{Availability, Backend};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
-use crate::domain::{Constraints, Decision, Message, ModelId, Request, Route, TenantId};
+use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Route, TenantId};
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
@@ -52,6 +52,8 @@ pub struct Parts {
     pub budgets: Arc<Budgets>,
     /// Limits of tenants, from settings; `default_limits` for the others.
     pub tenant_limits: HashMap<TenantId, BudgetLimits>,
+    /// What is kept of tenants' requests, from settings; nothing of the others'.
+    pub records: HashMap<TenantId, RecordLevel>,
     /// Limits of tenants that settings don't name.
     pub default_limits: BudgetLimits,
     /// Record of what happened.
@@ -77,6 +79,7 @@ pub struct Gateway {
     flights: Flights<CacheKey, FlightItem>,
     budgets: Arc<Budgets>,
     tenant_limits: HashMap<TenantId, BudgetLimits>,
+    records: HashMap<TenantId, RecordLevel>,
     default_limits: BudgetLimits,
     ledger: Arc<Ledger>,
     metrics: Metrics,
@@ -110,6 +113,7 @@ impl Gateway {
             flights: Flights::new(parts.tracker.clone()),
             budgets: parts.budgets,
             tenant_limits: parts.tenant_limits,
+            records: parts.records,
             default_limits: parts.default_limits,
             ledger: parts.ledger,
             metrics: parts.metrics,

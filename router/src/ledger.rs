@@ -4,20 +4,23 @@
 //! drains it into SQLite and keeps, in the same transaction, how far it got: that makes the journal the queue, the spool
 //! while the store is away, and the means of recovery, and every record lands exactly once. Knows no protocol.
 
+mod archive;
 mod histogram;
 mod journal;
 mod query;
+mod recording;
 mod sqlite;
 mod stored;
 mod writer;
 
+pub use archive::Archive;
 pub use histogram::LatencyHistogram;
 pub use query::{EntryFilter, GroupBy, Page, Summary, SummaryQuery, SummaryRow};
 
 use crate::domain::ModelId;
 use crate::domain::{
-    AttemptId, Constraints, Cost, Decision, EntryStatus, FinishReason, Labels, NanoUsd, RequestId, Route, TenantId,
-    Usage,
+    AttemptId, Constraints, Cost, Decision, EntryStatus, FinishReason, Labels, NanoUsd, Recording, RequestId, Route,
+    TenantId, Usage,
 };
 use jiff::Timestamp;
 use journal::Journal;
@@ -184,6 +187,8 @@ pub struct Entry {
     pub conversation_id: String,
     /// End-user id of the request.
     pub end_user_id: String,
+    /// What its tenant's record level keeps of the request.
+    pub recording: Option<Recording>,
 }
 
 /// Who judges an answer.
@@ -395,6 +400,16 @@ impl Ledger {
     pub async fn summarize(&self, query: &SummaryQuery) -> Result<Vec<SummaryRow>, LedgerError> {
         self.flush().await;
         self.store.summarize(query).await
+    }
+
+    /// Deletes what is kept of a tenant's requests beside the books (text, features); returns how many there were. Their
+    /// entries stay: they are the books. A journal file may hold their text until the next start.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn forget(&self, tenant: &TenantId) -> Result<u64, LedgerError> {
+        self.flush().await;
+        self.store.forget(tenant).await
     }
 
     /// Bytes of the journal that the store has not taken yet.

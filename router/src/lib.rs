@@ -15,6 +15,7 @@ pub mod simulate;
 pub mod backend;
 pub mod cache;
 pub mod ledger;
+pub mod replay;
 pub mod gateway;
 pub mod settings;
 pub mod edge;

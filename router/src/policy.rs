@@ -174,6 +174,11 @@ impl Policy {
         }
     }
 
+    /// Whether a rule reads the prompt, so that a request without its text can't be decided again.
+    pub fn reads_prompt(&self) -> bool {
+        self.rules.iter().any(Rule::reads_prompt)
+    }
+
     /// The score that a small model must reach; `None` means that everything goes remote.
     pub fn threshold(&self) -> Option<f64> {
         match (&self.objective, &self.certificate) {

@@ -5,7 +5,7 @@ mod raw;
 
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
-use crate::domain::TenantId;
+use crate::domain::{RecordLevel, TenantId};
 use crate::telemetry::TelemetryConfig;
 use config::{Config, Environment, File, FileFormat, Source as _};
 use raw::Raw;
@@ -90,6 +90,8 @@ pub struct Settings {
     pub max_concurrent: usize,
     /// Budgets by tenant.
     pub tenants: HashMap<TenantId, BudgetLimits>,
+    /// What is kept of requests beside the books, by tenant; nothing of tenants that are not named.
+    pub records: HashMap<TenantId, RecordLevel>,
     /// Bytes of the answer cache.
     pub cache_bytes: u64,
     /// Logs and exporters.

@@ -7,8 +7,8 @@ use super::{Admitted, Gateway};
 use crate::budget::BudgetLimits;
 use crate::cache::{CacheKey, CachedAnswer, Hit, KeyParts, cacheable, may_look_up};
 use crate::domain::{
-    Constraints, Cost, CostBasis, Decision, EntryStatus, Finish, FinishReason, NanoUsd, Reason, ReasonCode, Request,
-    RequestId, Route, TenantId, Usage,
+    Constraints, Cost, CostBasis, Decision, EntryStatus, Finish, FinishReason, NanoUsd, Reason, ReasonCode, Recording,
+    Request, RequestId, Route, TenantId, Usage,
 };
 use crate::ledger::Entry;
 use crate::policy::Policy;
@@ -29,6 +29,7 @@ struct Outcome<'a> {
     finish_reason: Option<FinishReason>,
     error: &'a str,
     cached_from: Option<RequestId>,
+    recording: Option<Recording>,
 }
 
 impl Gateway {
@@ -112,6 +113,7 @@ impl Gateway {
                 finish_reason: Some(answer.finish.reason),
                 error: "",
                 cached_from: Some(answer.entry_id),
+                recording: None,
             },
         );
         let summary = Summary {
@@ -201,6 +203,7 @@ impl Gateway {
                 finish_reason: reason,
                 error: error.map_or("", GatewayErrorKind::code),
                 cached_from: run.cached_from,
+                recording: run.recording.clone(),
             },
         );
     }
@@ -228,6 +231,7 @@ impl Gateway {
                 finish_reason: None,
                 error: kind.code(),
                 cached_from: None,
+                recording: None,
             },
         );
         let report = FailureReport {
@@ -273,6 +277,7 @@ impl Gateway {
             labels: request.labels.clone(),
             conversation_id: request.conversation_id.clone(),
             end_user_id: request.end_user_id.clone(),
+            recording: outcome.recording,
         };
         if let Err(error) = self.ledger.entry(&entry) {
             tracing::error!(%error, entry = %request.id, "an entry could not be journalled; its attempts are");

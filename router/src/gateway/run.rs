@@ -6,7 +6,8 @@ use super::reply::{FailureReport, GatewayError, GatewayErrorKind, ReplyEvent, Su
 use super::{Admitted, Gateway};
 use crate::backend::BackendError;
 use crate::domain::{
-    Cost, Decision, EntryStatus, Finish, ModelId, NanoUsd, Placement, Reason, ReasonCode, RequestId, Route, Usage,
+    Cost, Decision, EntryStatus, Finish, ModelId, NanoUsd, Placement, Reason, ReasonCode, Recording, RequestId, Route,
+    Usage,
 };
 use crate::policy::OnExhausted;
 use std::sync::Arc;
@@ -54,12 +55,16 @@ pub struct Run {
     pub(super) cached_from: Option<RequestId>,
     /// A baseline that is known otherwise.
     pub(super) baseline: Option<NanoUsd>,
+    /// What the tenant's record level keeps of the request, with what was decided first.
+    pub(super) recording: Option<Recording>,
     tried: Vec<ModelId>,
 }
 
 impl Run {
     /// A run of `admitted`, decided as `decision`.
     pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, decision: Decision, events: Events) -> Self {
+        let level = gateway.records.get(&admitted.request.tenant).copied().unwrap_or_default();
+        let recording = Recording::of(level, &admitted.request, &decision, admitted.policy.escalate);
         Self {
             gateway,
             admitted,
@@ -72,6 +77,7 @@ impl Run {
             answer: String::new(),
             cached_from: None,
             baseline: None,
+            recording,
             tried: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::journal::Position;
 use super::query::{EntryFilter, GroupBy, Page, Summary, SummaryQuery, SummaryRow};
+use super::recording::StoredRecording;
 use super::stored::{self, Record, StoredEnd, StoredEntry, StoredFeedback, StoredStart, StoredUsage};
 use super::{Attempt, Feedback, LedgerError, Story};
 use crate::domain::{EntryStatus, NanoUsd, RequestId, TenantId};
@@ -38,19 +39,32 @@ impl Store {
             .busy_timeout(Duration::from_secs(5));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await;
         let pool = pool.map_err(|error| failed(&error))?;
-        let migration = Migration::new(
-            1,
-            Cow::Borrowed("ledger"),
-            MigrationType::Simple,
-            sqlx::SqlStr::from_static(include_str!("../../migrations/0001_ledger.sql")),
-            false,
-        );
-        let migrator = Migrator::with_migrations(vec![migration]);
+        let migration = |number: i64, name: &'static str, sql: &'static str| {
+            let sql = sqlx::SqlStr::from_static(sql);
+            Migration::new(number, Cow::Borrowed(name), MigrationType::Simple, sql, false)
+        };
+        let migrator = Migrator::with_migrations(vec![
+            migration(1, "ledger", include_str!("../../migrations/0001_ledger.sql")),
+            migration(2, "recordings", include_str!("../../migrations/0002_recordings.sql")),
+        ]);
         migrator.run(&pool).await.map_err(|error| match error {
             MigrateError::VersionMissing(migration) => LedgerError::Newer { path: path.to_owned(), migration },
             other => failed(&other),
         })?;
         Ok(Self { pool, path: path.to_owned() })
+    }
+
+    /// Opens a file that is there, to read only.
+    pub async fn open_to_read(path: &Path) -> Result<Self, LedgerError> {
+        let failed = |reason: String| LedgerError::Store { path: path.to_owned(), reason };
+        let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(5));
+        let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await;
+        let pool = pool.map_err(|error| failed(error.to_string()))?;
+        let found = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = 'recordings'").fetch_optional(&pool).await;
+        match found.map_err(|error| failed(error.to_string()))? {
+            Some(_) => Ok(Self { pool, path: path.to_owned() }),
+            None => Err(failed("it is of a version without recordings; start the gateway on it once".to_owned())),
+        }
     }
 
     /// Wraps an error with the store's file.
@@ -154,10 +168,29 @@ impl Store {
     }
 
     async fn complete(&self, row: &SqliteRow) -> Result<Story, LedgerError> {
-        let stored = stored_entry(row).map_err(self.wrap())?;
+        let mut stored = stored_entry(row).map_err(self.wrap())?;
         let id = stored.id.clone();
+        stored.recording = self.recording(&id).await?;
         let entry = stored.entry().ok_or_else(|| self.error(&format!("entry {id} was written by another version")))?;
         Ok(Story { entry, attempts: self.attempts(&id).await?, feedback: self.feedback(&id).await? })
+    }
+
+    async fn recording(&self, entry: &str) -> Result<Option<StoredRecording>, LedgerError> {
+        let row =
+            sqlx::query("SELECT body FROM recordings WHERE entry = ?").bind(entry).fetch_optional(&self.pool).await;
+        let Some(row) = row.map_err(self.wrap())? else { return Ok(None) };
+        let body: &str = row.try_get("body").map_err(self.wrap())?;
+        serde_json::from_str(body).map(Some).map_err(|error| self.error(&error))
+    }
+
+    /// Deletes what is kept of a tenant's requests beside the books, and empties the pages it stood on; returns how many.
+    pub async fn forget(&self, tenant: &TenantId) -> Result<u64, LedgerError> {
+        let mut connection = self.pool.acquire().await.map_err(self.wrap())?;
+        sqlx::query("PRAGMA secure_delete = ON").fetch_all(&mut *connection).await.map_err(self.wrap())?;
+        let deleted = sqlx::query("DELETE FROM recordings WHERE tenant = ?").bind(tenant.as_str());
+        let deleted = deleted.execute(&mut *connection).await.map_err(self.wrap())?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_all(&mut *connection).await.map_err(self.wrap())?;
+        Ok(deleted.rows_affected())
     }
 
     async fn attempts(&self, request: &str) -> Result<Vec<Attempt>, LedgerError> {
@@ -343,6 +376,7 @@ fn stored_entry(row: &SqliteRow) -> Result<StoredEntry, sqlx::Error> {
         labels: BTreeMap::new(),
         conversation_id: String::new(),
         end_user_id: String::new(),
+        recording: None,
     })
 }
 
@@ -441,9 +475,18 @@ async fn insert_entry(connection: &mut SqliteConnection, entry: &StoredEntry) ->
     .bind(entry.cpu_seconds)
     .bind(&entry.error)
     .bind(serde_json::to_string(&entry.labels).map_err(json)?)
-    .bind(serde_json::to_string(entry).map_err(json)?)
-    .execute(connection)
+    .bind(serde_json::to_string(&StoredEntry { recording: None, ..entry.clone() }).map_err(json)?)
+    .execute(&mut *connection)
     .await?;
+    if let Some(recording) = &entry.recording {
+        sqlx::query("INSERT INTO recordings (entry, tenant, level, body) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(&entry.id)
+            .bind(&entry.tenant)
+            .bind(&recording.level)
+            .bind(serde_json::to_string(recording).map_err(json)?)
+            .execute(connection)
+            .await?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The shapes that records have in the journal and in the store, and the way from and to domain values.
 
+use super::recording::StoredRecording;
 use super::{Attempt, AttemptEnded, AttemptStarted, Entry, Feedback, FeedbackSource};
 use crate::domain::{
     AttemptId, Candidate, Constraints, Cost, CostBasis, Decision, EntryStatus, ExcludedBy, FinishReason, ModelId,
@@ -72,7 +73,7 @@ pub struct StoredFeedback {
 }
 
 /// See [`Entry`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StoredEntry {
     pub id: String,
     pub tenant: String,
@@ -95,6 +96,9 @@ pub struct StoredEntry {
     pub labels: BTreeMap<String, String>,
     pub conversation_id: String,
     pub end_user_id: String,
+    // Only in the journal; the store keeps it in a table of its own. Journals of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recording: Option<StoredRecording>,
 }
 
 /// See [`Decision`].
@@ -318,6 +322,7 @@ impl Record {
             labels: entry.labels.clone(),
             conversation_id: entry.conversation_id.clone(),
             end_user_id: entry.end_user_id.clone(),
+            recording: entry.recording.as_ref().map(StoredRecording::from),
         }))
     }
 
@@ -356,6 +361,7 @@ impl StoredEntry {
             labels: self.labels,
             conversation_id: self.conversation_id,
             end_user_id: self.end_user_id,
+            recording: self.recording.and_then(StoredRecording::recording),
         })
     }
 }

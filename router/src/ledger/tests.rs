@@ -1,5 +1,8 @@
 use super::*;
-use crate::domain::{Candidate, CostBasis, ExcludedBy, Placement, PolicyRef, Reason, ReasonCode, Score};
+use crate::domain::{
+    Candidate, CostBasis, ExcludedBy, FirstChoice, Message, Placement, PolicyRef, Reason, ReasonCode, RecordLevel,
+    Role, Score,
+};
 use std::collections::BTreeMap;
 
 struct Open {
@@ -103,6 +106,7 @@ fn entry(id: RequestId, at_ms: i64, route: Route, cost: i64) -> Entry {
         labels: BTreeMap::from([("team".to_owned(), if cost % 2 == 0 { "even" } else { "odd" }.to_owned())]),
         conversation_id: "c".to_owned(),
         end_user_id: "u".to_owned(),
+        recording: None,
     }
 }
 
@@ -388,4 +392,38 @@ async fn what_is_not_a_number_is_no_reason_to_lose_a_record() {
     // A tenant without a name is a tenant, not all of them.
     assert!(matches!(opened.ledger.story(Some(&TenantId::new("")), id).await, Err(LedgerError::NotFound(_))));
     opened.close().await;
+}
+
+#[tokio::test]
+async fn recordings_stand_apart_from_the_books_and_can_be_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = RequestId::fresh();
+    let recording = Recording {
+        level: RecordLevel::Text,
+        first: FirstChoice {
+            model: ModelId::new("s"),
+            route: Route::Local,
+            escalates: true,
+            reason: ReasonCode::Explored,
+        },
+        placement: Placement::PreferLocal,
+        placement_floor: Placement::Auto,
+        prompt_bytes: 11,
+        turns: 1,
+        max_tokens: Some(7),
+        messages: vec![Message::text(Role::User, "tell no one")],
+    };
+    let opened = open(folder.path()).await;
+    let whole = Entry { recording: Some(recording), ..entry(id, 1_000, Route::Cascade, 30) };
+    opened.ledger.entry(&whole).unwrap();
+    assert_eq!(opened.ledger.story(None, id).await.unwrap().entry, whole);
+    // A reader needs no lock, and sees the same.
+    let archive = Archive::open(folder.path()).await.unwrap();
+    let page = archive.list(&EntryFilter { size: 10, ..EntryFilter::default() }).await.unwrap();
+    assert_eq!(page.stories[0].entry, whole);
+    assert_eq!(opened.ledger.forget(&TenantId::new("other")).await.unwrap(), 0);
+    assert_eq!(opened.ledger.forget(&TenantId::new("acme")).await.unwrap(), 1);
+    assert_eq!(opened.ledger.story(None, id).await.unwrap().entry, Entry { recording: None, ..whole });
+    opened.close().await;
+    assert!(Archive::open(&folder.path().join("none")).await.is_err());
 }

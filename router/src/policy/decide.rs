@@ -53,8 +53,11 @@ impl Policy {
         self.decide_with(facts, constraints, self.threshold())
     }
 
-    /// Decides with another threshold, as embedded tests may.
-    pub(super) fn decide_with(
+    /// Decides with another threshold, as embedded tests and replay may.
+    ///
+    /// # Errors
+    /// No candidate is left.
+    pub fn decide_with(
         &self,
         facts: &Facts,
         constraints: &Constraints,

@@ -89,6 +89,11 @@ pub struct Subject<'a> {
 }
 
 impl Rule {
+    /// Whether its expression reads the prompt.
+    pub fn reads_prompt(&self) -> bool {
+        self.reads_prompt
+    }
+
     /// Compiles a rule and tries it on a sample request.
     pub fn compile(
         name: String,

@@ -3,7 +3,7 @@
 use super::{MAX_RETRIES, Settings, SettingsError, Target, TlsFiles};
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
-use crate::domain::{NanoUsd, TenantId};
+use crate::domain::{NanoUsd, RecordLevel, TenantId};
 use crate::telemetry::{LogFormat, TelemetryConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -76,6 +76,7 @@ struct RawLimits {
 struct RawTenant {
     daily: Option<String>,
     monthly: Option<String>,
+    record: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -123,6 +124,15 @@ impl Wrong {
             _ => {}
         }
         otherwise
+    }
+
+    /// How much of a tenant's requests is kept; nothing where it is not said.
+    fn record(&mut self, key: &str, word: Option<&str>) -> RecordLevel {
+        let Some(word) = word else { return RecordLevel::None };
+        RecordLevel::parse(word).unwrap_or_else(|| {
+            self.add(key, format!("`{word}` is none of `none`, `features`, `text`"));
+            RecordLevel::None
+        })
     }
 
     fn at_least_one<N: PartialOrd + From<u8>>(&mut self, key: &str, value: Option<N>, otherwise: N) -> N {
@@ -188,6 +198,10 @@ impl Raw {
             (name, target)
         });
         let targets = targets.collect();
+        let records = self.tenants.iter().map(|(name, raw)| {
+            (TenantId::new(name.as_str()), wrong.record(&format!("tenants.{name}.record"), raw.record.as_deref()))
+        });
+        let records = records.collect();
         let tenants = self.tenants.into_iter().map(|(name, raw)| {
             let limits = BudgetLimits {
                 daily: wrong.money(&format!("tenants.{name}.daily"), raw.daily),
@@ -230,6 +244,7 @@ impl Raw {
             max_prompt_bytes: size(max_prompt_bytes),
             max_concurrent: size(max_concurrent),
             tenants,
+            records,
             cache_bytes: self.cache.max_bytes.unwrap_or(64 << 20),
             telemetry: TelemetryConfig {
                 format,

@@ -67,6 +67,7 @@ fn wrong_settings_name_key_and_mend() {
         &["targets.a.base_url", "NONE is not set"],
     );
     check("[tenants.a]\ndaily = \"ten\"", &[], &["tenants.a.daily", "25 USD"]);
+    check("[tenants.a]\nrecord = \"all\"", &[], &["tenants.a.record", "`all`", "features"]);
     check("[local]\nqueue = 0", &[], &["local.queue"]);
     check("[local]\nthreads = 0", &[], &["local.threads"]);
     check("[local]\ncache_bytes = 0", &[], &["local.cache_bytes"]);

@@ -1,0 +1,28 @@
+//! The ledger as a reader sees it: beside a running gateway, without its lock, never writing.
+
+use super::sqlite::Store;
+use super::{EntryFilter, LedgerError, Page};
+use std::path::Path;
+
+/// The store of a ledger, opened for reading. What a running gateway has not yet drained from its journal is not seen.
+pub struct Archive {
+    store: Store,
+}
+
+impl Archive {
+    /// Opens the store in a data folder.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged or of a version without recordings.
+    pub async fn open(folder: &Path) -> Result<Self, LedgerError> {
+        Ok(Self { store: Store::open_to_read(&folder.join("ledger.sqlite")).await? })
+    }
+
+    /// Entries that match, newest first.
+    ///
+    /// # Errors
+    /// A foreign page token, or the store fails.
+    pub async fn list(&self, filter: &EntryFilter) -> Result<Page, LedgerError> {
+        self.store.list(filter).await
+    }
+}
