@@ -9,5 +9,6 @@ mod metrics;
 mod otlp;
 mod path;
 mod port;
+mod replay;
 mod start;
 mod support;
