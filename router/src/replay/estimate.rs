@@ -97,18 +97,16 @@ impl RewardModel {
 
 /// Estimates all figures of a target at a confidence.
 pub fn assess(rows: &[Replayed<'_>], confidence: f64) -> Assessment {
-    let graded: Vec<&Replayed<'_>> = rows.iter().filter(|row| row.logged.quality.is_some()).collect();
-    let quality = |row: &Replayed<'_>| row.logged.quality.map_or(0.0, |(quality, _)| quality);
+    let graded = rows.iter().filter(|row| row.logged.quality.is_some()).count();
     let all: Vec<&Replayed<'_>> = rows.iter().collect();
-    let steps = steps(&graded, quality, Some(QUALITY));
-    let every = self::steps(&all, |row| row.logged.latency_ms, None);
+    let every = steps(&all, |row| row.logged.latency_ms, None);
     let local = |row: &Replayed<'_>| row.target.ways.iter().filter(|way| way.local).map(|way| way.probability).sum();
     let shares: Vec<(u64, f64)> = rows.iter().map(|row| (row.logged.cluster, local(row))).collect();
     let overall = estimate(&every, Estimator::DoublyRobust, None, confidence);
     Assessment {
         requests: rows.len(),
-        graded: graded.len(),
-        quality: estimates(&steps, confidence),
+        graded,
+        quality: quality(rows, confidence),
         cost_usd: cost(&all, confidence),
         latency_ms: overall.filter(|found| found.untried < 1.0 && found.effective > 0.0).map(|found| {
             let per = 1.0 / (1.0 - found.untried);
@@ -128,10 +126,8 @@ pub fn assess(rows: &[Replayed<'_>], confidence: f64) -> Assessment {
 /// How much quality and USD a request the second target gives beyond the first, on the requests that both decide: paired,
 /// so that what they share does not blur the difference. `None` where either has untried mass.
 pub fn difference(first: &[Replayed<'_>], second: &[Replayed<'_>], confidence: f64) -> Option<Interval> {
-    let quality = |row: &Replayed<'_>| row.logged.quality.map_or(0.0, |(quality, _)| quality);
     let values = |rows: &[Replayed<'_>]| -> Vec<(u64, f64)> {
-        let graded: Vec<&Replayed<'_>> = rows.iter().filter(|row| row.logged.quality.is_some()).collect();
-        let steps = steps(&graded, quality, Some(QUALITY));
+        let steps = quality_steps(rows);
         let value = |s: &LoggedStep| (s.cluster, s.expected_of_target + s.ratio * (s.reward - s.expected), s.tried);
         let all = steps
             .iter()
@@ -147,10 +143,12 @@ pub fn difference(first: &[Replayed<'_>], second: &[Replayed<'_>], confidence: f
     plain_mean(&pairs, confidence)
 }
 
-fn estimates(steps: &[LoggedStep], confidence: f64) -> Option<Estimates> {
+/// Quality by three estimators, on the graded rows; `None` without any.
+pub fn quality(rows: &[Replayed<'_>], confidence: f64) -> Option<Estimates> {
+    let steps = quality_steps(rows);
     // The square root of the rows keeps both bias and variance small (Ionides, 2008).
     let clip = (steps.len() as f64).sqrt().max(1.0);
-    let by = |estimator: Estimator| estimate(steps, estimator, Some(QUALITY), confidence);
+    let by = |estimator: Estimator| estimate(&steps, estimator, Some(QUALITY), confidence);
     Some(Estimates {
         doubly_robust: by(Estimator::DoublyRobust)?,
         self_normalized: by(Estimator::SelfNormalized)?,
@@ -159,12 +157,17 @@ fn estimates(steps: &[LoggedStep], confidence: f64) -> Option<Estimates> {
     })
 }
 
+fn quality_steps(rows: &[Replayed<'_>]) -> Vec<LoggedStep> {
+    let graded: Vec<&Replayed<'_>> = rows.iter().filter(|row| row.logged.quality.is_some()).collect();
+    steps(&graded, |row| row.logged.quality.map_or(0.0, |(quality, _)| quality), Some(QUALITY))
+}
+
 fn score_of(row: &Replayed<'_>) -> f64 {
     row.target.score.unwrap_or(0.5)
 }
 
 /// Logged steps under the target, with reward models that never saw a row's conversation.
-pub fn steps(rows: &[&Replayed<'_>], reward: impl Fn(&Replayed<'_>) -> f64, range: Option<Range>) -> Vec<LoggedStep> {
+fn steps(rows: &[&Replayed<'_>], reward: impl Fn(&Replayed<'_>) -> f64, range: Option<Range>) -> Vec<LoggedStep> {
     let models: Vec<RewardModel> = (0..FOLDS)
         .map(|fold| {
             let others = rows.iter().filter(|row| row.logged.cluster % FOLDS != fold);

@@ -1,7 +1,7 @@
 //! Replay against truth: on outcomes that know both models' qualities, logs are made by one policy, another is estimated
 //! from them, and the estimate is held against what is exactly known. The way from rows to figures is that of a replay.
 
-use super::estimate::{Replayed, assess};
+use super::estimate::{Replayed, quality};
 use super::log::{Action, Logged};
 use super::redecide::{Redecision, Way};
 use crate::domain::{ModelId, Reason, ReasonCode};
@@ -75,9 +75,8 @@ pub fn check(pair: &str, outcomes: &[Outcome], scores: &[f64], options: TruthOpt
     let ranks = ranks(scores);
     let target = |share: f64| {
         let local = |place: usize| ranks[place] >= 1.0 - share;
-        let quality =
-            |(place, row): (usize, &Outcome)| if local(place) { row.small_quality } else { row.large_quality };
-        let truth = outcomes.iter().enumerate().map(quality).sum::<f64>() / outcomes.len() as f64;
+        let gives = |(place, row): (usize, &Outcome)| if local(place) { row.small_quality } else { row.large_quality };
+        let truth = outcomes.iter().enumerate().map(gives).sum::<f64>() / outcomes.len() as f64;
         let mut sums = [Coverage::default(); 3];
         let (mut effective, mut untried) = (0.0, 0.0);
         for repetition in 0..options.repetitions {
@@ -85,7 +84,7 @@ pub fn check(pair: &str, outcomes: &[Outcome], scores: &[f64], options: TruthOpt
             let log = draw(outcomes, &ranks, options, &mut rng);
             let rows: Vec<Replayed<'_>> =
                 log.iter().map(|(row, rank)| Replayed { logged: row, target: way(*rank, share) }).collect();
-            let Some(found) = assess(&rows, options.confidence).quality else { continue };
+            let Some(found) = quality(&rows, options.confidence) else { continue };
             effective += found.doubly_robust.effective;
             untried += found.doubly_robust.untried;
             for (sum, by) in sums.iter_mut().zip([found.doubly_robust, found.self_normalized, found.clipped]) {
