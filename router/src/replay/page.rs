@@ -107,36 +107,52 @@ fn tiles(report: &Report) -> String {
     .concat()
 }
 
-fn drawn(point: &FrontierPoint) -> Option<(f64, Range)> {
-    Some((point.usd_per_1000?.value, point.quality?))
+/// A point of the frontier as it is drawn: cost, quality in percent, and whether all its routes were tried.
+type Drawn = (f64, Range, bool);
+
+fn drawn(point: &FrontierPoint) -> Option<Drawn> {
+    Some((point.usd_per_1000?.value, times(point.quality?), point.untried < 0.001))
+}
+
+/// Each policy's frontier by rising cost; one that repeats an earlier one is left out.
+fn curves(report: &Report) -> Vec<(usize, Vec<Drawn>)> {
+    let mut curves: Vec<(usize, Vec<Drawn>)> = Vec::new();
+    for (place, figures) in report.policies.iter().enumerate() {
+        let mut points: Vec<Drawn> = figures.frontier.iter().filter_map(drawn).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        if !points.is_empty() && curves.iter().all(|(_, earlier)| *earlier != points) {
+            curves.push((place, points));
+        }
+    }
+    curves
 }
 
 fn frontier(report: &Report) -> String {
-    let points = |figures: &PolicyFigures| -> Vec<(f64, Range)> {
-        let mut points: Vec<(f64, Range)> = figures.frontier.iter().filter_map(drawn).collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        points
-    };
     let chosen = |figures: &PolicyFigures| figures.usd_per_1000.zip(figures.quality.map(|q| q.doubly_robust.bounds));
     let logged = report.logged.usd_per_1000.zip(report.logged.quality);
-    let curves: Vec<Vec<(f64, Range)>> = report.policies.iter().map(points).collect();
-    let all: Vec<(f64, Range)> = curves.iter().flatten().copied().collect();
-    if all.is_empty() {
+    let curves = curves(report);
+    if curves.is_empty() {
         return "<p>No graded request: no quality to draw. Give feedback, or <code>--outcomes</code>.</p>".to_owned();
     }
-    let marks: Vec<(Range, Range)> = report.policies.iter().filter_map(chosen).chain(logged).collect();
-    let xs = all.iter().map(|(x, _)| *x).chain(marks.iter().flat_map(|(x, _)| [x.low, x.high]));
-    let ys = all.iter().flat_map(|(_, y)| [y.low, y.high]).chain(marks.iter().flat_map(|(_, y)| [y.low, y.high]));
-    let percent = ys.map(|y| y * 100.0);
-    let mut chart = Chart::new(Scale::around(xs), Scale::around(percent), "USD per 1,000 requests", "quality, %");
-    for (place, curve) in curves.iter().enumerate() {
-        let up = |y: f64| y * 100.0;
-        let high = curve.iter().map(|(x, y)| (*x, up(y.high)));
-        let low = curve.iter().rev().map(|(x, y)| (*x, up(y.low)));
-        chart.area(&high.chain(low).collect::<Vec<_>>(), place);
-        chart.line(&curve.iter().map(|(x, y)| (*x, up(y.value))).collect::<Vec<_>>(), place);
-        for (x, y) in curve {
-            chart.dot((*x, up(y.value)), &format!("fill{place}"), 2.5);
+    let all = || curves.iter().flat_map(|(_, points)| points);
+    let marks: Vec<(Range, Range)> =
+        report.policies.iter().filter_map(chosen).chain(logged).map(|(x, y)| (x, times(y))).collect();
+    let xs = all().map(|(x, ..)| *x).chain(marks.iter().flat_map(|(x, _)| [x.low, x.high]));
+    let ys = all().flat_map(|(_, y, _)| [y.low, y.high]).chain(marks.iter().flat_map(|(_, y)| [y.low, y.high]));
+    let mut chart = Chart::new(Scale::around(xs), Scale::around(ys), "USD per 1,000 requests", "quality, %");
+    for (place, points) in &curves {
+        let high = points.iter().map(|(x, y, _)| (*x, y.high));
+        let low = points.iter().rev().map(|(x, y, _)| (*x, y.low));
+        chart.area(&high.chain(low).collect::<Vec<_>>(), *place);
+        for pair in points.windows(2) {
+            let ends: Vec<(f64, f64)> = pair.iter().map(|(x, y, _)| (*x, y.value)).collect();
+            match pair.iter().all(|(.., tried)| *tried) {
+                true => chart.line(&ends, "line", *place),
+                false => chart.line(&ends, "line half", *place),
+            }
+        }
+        for (x, y, _) in points {
+            chart.dot((*x, y.value), &format!("fill{place}"), 2.5);
         }
     }
     for (place, figures) in report.policies.iter().enumerate() {
@@ -160,7 +176,7 @@ fn times(range: Range) -> Range {
 fn frontier_caption(report: &Report) -> String {
     let untried = report.policies.iter().any(|figures| figures.frontier.iter().any(|point| point.untried > 0.0));
     let wide = if untried {
-        " Where the band is wide, the policy that served never tried those routes: what they give is bounded, not estimated."
+        " Dashed: half way between bounds, because the policy that served never tried some of those routes."
     } else {
         ""
     };

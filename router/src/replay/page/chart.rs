@@ -79,10 +79,10 @@ impl Chart {
         points.iter().enumerate().map(word).collect()
     }
 
-    /// A line through points, in the colour of a place.
-    pub fn line(&mut self, points: &[(f64, f64)], place: usize) {
+    /// A line of a class through points, in the colour of a place.
+    pub fn line(&mut self, points: &[(f64, f64)], class: &str, place: usize) {
         let path = self.path(points);
-        let _ = write!(self.body, "<path class=\"line c{place}\" d=\"{path}\"/>");
+        let _ = write!(self.body, "<path class=\"{class} c{place}\" d=\"{path}\"/>");
     }
 
     /// A band with these corners.
