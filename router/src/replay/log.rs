@@ -324,7 +324,7 @@ impl LogLine {
             return Err(("propensity", what));
         }
         let others: f64 = self.alternatives.values().sum();
-        if self.alternatives.values().any(|p| !(*p > 0.0)) || propensity + others > 1.0 + 1e-6 {
+        if self.alternatives.values().any(|p| p.is_nan() || *p <= 0.0) || propensity + others > 1.0 + 1e-6 {
             let what = format!("probabilities above 0 that sum with `propensity` to at most 1, not {others}");
             return Err(("alternatives", what));
         }

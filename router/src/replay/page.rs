@@ -7,6 +7,8 @@ use chart::{Chart, Scale};
 use std::fmt::Write as _;
 
 const STYLE: &str = include_str!("page.css");
+const CALIBRATION_CAPTION: &str = "<p class=\"soft\">Each dot is a tenth of the requests whose small model's answer was judged; a \
+    dot on the line is a score that keeps its word. Bars: Wilson intervals.</p>";
 
 /// The page.
 pub fn html(report: &Report) -> String {
@@ -36,8 +38,7 @@ pub fn html(report: &Report) -> String {
         frontier(report),
         frontier_caption(report),
         calibration(report),
-        "<p class=\"soft\">Each dot is a tenth of the requests whose small model's answer was judged; a dot on the line is a \
-         score that keeps its word. Bars: Wilson intervals.</p>"
+        CALIBRATION_CAPTION
     );
     page.push_str(&figures(report));
     page.push_str(&changes(report));

@@ -57,13 +57,12 @@ async fn serve(level: RecordLevel, policies: &Path, requests: usize) -> (tempfil
     .await;
     for number in 0..requests {
         let mut client = house.client.clone();
-        let ask = sluice_proto::client::ask(&format!("Say number {number} in words."));
+        let ask = sluice_proto::client::ask(format!("Say number {number} in words."));
         let answer = complete(&mut client, ask).await.unwrap();
         let feedback = v1::SubmitFeedbackRequest {
             entry_id: answer.request_id,
             source: v1::FeedbackSource::Metric.into(),
             value: Some(1.0),
-            ..v1::SubmitFeedbackRequest::default()
         };
         client.gateway.submit_feedback(feedback).await.unwrap();
     }
