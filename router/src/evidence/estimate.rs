@@ -182,10 +182,13 @@ fn interval(rows: &[Pseudo], of: fn(&Pseudo) -> f64, added: f64, confidence: f64
         *clusters.entry(row.cluster).or_default() += row.weight * (of(row) - mean) / total;
     }
     let groups = clusters.len() as f64;
-    let squares: Vec<f64> = clusters.values().map(|sum| sum * sum).collect();
+    let mut squares: Vec<f64> = clusters.values().map(|sum| sum * sum).collect();
     let correction = if groups > 1.0 { groups / (groups - 1.0) } else { f64::INFINITY };
     let spread: f64 = squares.iter().sum::<f64>();
-    let extra = 4.0 * (added / rows.len() as f64).powi(2);
+    let one = (added / rows.len() as f64).powi(2);
+    let extra = 4.0 * one;
+    // The added rows count as residuals too: without them rows that all agree would have no freedom at all.
+    squares.extend([one; 4]);
     let variance = if spread > 0.0 { spread * correction } else { 0.0 } + extra;
     let freedom = (effective(&squares) - 1.0).max(1.0);
     let half = student_t(confidence, freedom) * variance.sqrt();

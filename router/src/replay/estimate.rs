@@ -100,7 +100,8 @@ pub fn assess(rows: &[Replayed<'_>], confidence: f64) -> Assessment {
     let graded = rows.iter().filter(|row| row.logged.quality.is_some()).count();
     let all: Vec<&Replayed<'_>> = rows.iter().collect();
     let every = steps(&all, |row| row.logged.latency_ms, None);
-    let local = |row: &Replayed<'_>| row.target.ways.iter().filter(|way| way.local).map(|way| way.probability).sum();
+    let local =
+        |row: &Replayed<'_>| row.target.ways.iter().filter(|way| way.local).fold(0.0, |sum, way| sum + way.probability);
     let shares: Vec<(u64, f64)> = rows.iter().map(|row| (row.logged.cluster, local(row))).collect();
     let overall = estimate(&every, Estimator::DoublyRobust, None, confidence);
     Assessment {

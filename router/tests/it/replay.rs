@@ -90,7 +90,9 @@ async fn recorded_traffic_is_decided_again_and_can_be_forgotten() {
     assert_eq!((large["untried"].as_f64(), explores["untried"].as_f64()), (Some(0.0), Some(0.0)));
     assert!((explores["effective"].as_f64().unwrap() - 24.0).abs() < 1e-9);
     let quality = &large["quality"]["doubly_robust"]["bounds"];
-    assert!(quality["low"].as_f64().unwrap() <= 1.0 && quality["high"].as_f64().unwrap() >= 1.0 - 1e-9, "{quality}");
+    // A dozen right answers out of a dozen: neither certain nor unknown.
+    let low = quality["low"].as_f64().unwrap();
+    assert!((0.2..0.95).contains(&low) && quality["high"].as_f64().unwrap() >= 1.0 - 1e-9, "{quality}");
     let logged_local = by_ledger["logged"]["local_share"]["value"].as_f64().unwrap();
     let changed = by_ledger["changed"].as_u64().unwrap();
     assert_eq!(changed as f64, (logged_local * 24.0).round(), "what was explored would be remote");
@@ -103,7 +105,12 @@ async fn recorded_traffic_is_decided_again_and_can_be_forgotten() {
     let log = folder.path().join("log.jsonl");
     sluice(&["--data-dir", &data, "--export", log.to_str().unwrap()]).unwrap();
     let by_log = report(&["--log", log.to_str().unwrap()]);
-    assert_eq!(by_log["policies"], by_ledger["policies"]);
+    // Times in JSON may differ in their last bit.
+    for (one, other) in [(&by_log["policies"][0], large), (&by_log["policies"][1], explores)] {
+        for figure in ["requests", "graded", "quality", "usd_per_1000", "local_share", "untried", "frontier"] {
+            assert_eq!(one[figure], other[figure], "{figure}");
+        }
+    }
 
     let unknown = sluice(&["--policies-dir", dir, "--policy", "larg", "--data-dir", &data]).unwrap_err();
     assert_eq!(unknown, "there is no policy `larg`; there are explores, large");
