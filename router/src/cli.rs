@@ -14,6 +14,7 @@ pub mod serve;
 pub mod simulate;
 pub mod table;
 pub mod train;
+pub mod tune;
 pub mod usage;
 
 use clap::{Parser, Subcommand};
@@ -54,6 +55,8 @@ pub enum Verb {
     /// Fit a scorer from recorded outcomes and solve thresholds.
     #[command(subcommand)]
     Train(train::TrainVerb),
+    /// Solve how much may stay local from recorded outcomes, and show what was promised and what came true.
+    Tune(tune::TuneArguments),
 }
 
 /// Runs one verb; the exit code says whether what was asked for holds (a policy that has problems is a 1).
@@ -69,6 +72,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Models(arguments) => models::run(&arguments, out),
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Train(verb) => train::run(&verb, out),
+        Verb::Tune(arguments) => tune::run(&arguments, out),
     }
 }
 

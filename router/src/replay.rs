@@ -13,6 +13,7 @@ pub mod page;
 pub mod redecide;
 pub mod report;
 pub mod truth;
+pub mod tune;
 
 /// Why a replay can't be made.
 #[derive(Debug, thiserror::Error)]

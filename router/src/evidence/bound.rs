@@ -8,6 +8,7 @@
 //! Evidence must be independent (one row a cluster), unseen by scorer and calibration, and in an order that does not depend
 //! on outcomes. This module cannot check that; `score::train` sees to it.
 
+use super::betting::Losses;
 use super::certificate::Method;
 use super::special::incomplete_beta;
 
@@ -20,12 +21,21 @@ pub struct Evidence {
     pub small: f64,
     /// Quality of the large model's answer, in `[0, 1]`.
     pub large: f64,
+    /// Importance weight, above 0 and at most 1: the least sampling probability of the recording design over this row's.
+    pub weight: f64,
 }
 
 impl Evidence {
-    fn loss(&self, threshold: f64, target: f64) -> f64 {
+    /// The paired loss `target * large - routed` when scores of at least `threshold` are served by the small model.
+    pub fn loss(&self, threshold: f64, target: f64) -> f64 {
         let routed = if self.score >= threshold { self.small } else { self.large };
         target * self.large - routed
+    }
+
+    pub(super) fn check(&self, place: usize) -> Result<(), BoundError> {
+        let unit = 0.0..=1.0;
+        let good = [self.score, self.small, self.large, self.weight].iter().all(|value| unit.contains(value));
+        if good && self.weight > 0.0 { Ok(()) } else { Err(BoundError::Evidence { place }) }
     }
 }
 
@@ -71,7 +81,7 @@ pub enum BoundError {
         confidence: f64,
     },
     /// A score or quality out of range.
-    #[error("evidence {place} has a score or quality that is not within 0 and 1")]
+    #[error("evidence {place} has a score, quality or weight that is not within 0 and 1")]
     Evidence {
         /// Which, counted from 0.
         place: usize,
@@ -89,28 +99,29 @@ const USEFUL_SHARE: f64 = 0.05;
 
 /// Finds the lowest threshold that keeps the promise.
 ///
-/// Losses that take two values, as when only the small model was graded right or wrong, are bounded exactly; others by betting.
+/// Grades of only right and wrong are tested exactly, together with betting where the large model is sometimes wrong; other
+/// grades, and rows with unequal weights, by betting alone.
 ///
 /// # Errors
 /// Numbers out of range.
 pub fn solve(evidence: &[Evidence], promise: Promise) -> Result<Solution, BoundError> {
     promise.check()?;
-    let unit = 0.0..=1.0;
-    let bad = |row: &Evidence| ![row.score, row.small, row.large].iter().all(|value| unit.contains(value));
-    if let Some(place) = evidence.iter().position(bad) {
-        return Err(BoundError::Evidence { place });
+    for (place, row) in evidence.iter().enumerate() {
+        row.check(place)?;
     }
-    let two_valued = evidence.iter().all(|row| row.large == 1.0 && (row.small == 0.0 || row.small == 1.0));
-    let method = if two_valued { Method::ExactBinomial } else { Method::Betting };
-    let test = Test { evidence, promise, method };
+    let test = Test { evidence, promise, method: method(evidence) };
     let mut proven = None;
     let mut failed = None;
+    let mut last_local = None;
     for threshold in grid() {
-        if !test.proves(threshold) {
+        // Losses change only with the rows that are served locally.
+        let local = test.local(threshold);
+        if last_local != Some(local) && !test.proves(threshold) {
             failed = Some(threshold);
             break;
         }
         proven = Some(threshold);
+        last_local = Some(local);
     }
     let share = |threshold: f64| test.share(threshold);
     // A proven threshold that nothing reaches promises nothing.
@@ -123,14 +134,25 @@ pub fn solve(evidence: &[Evidence], promise: Promise) -> Result<Solution, BoundE
         bound: if threshold.is_some() { bound.min(0.0) } else { bound },
         local_share: threshold.map_or(0.0, share),
         n: evidence.len(),
-        needed: if threshold.is_none() { test.needed() } else { None },
-        method,
+        needed: if threshold.is_none() { test.needed().or_else(|| test.least()) } else { None },
+        method: test.method,
         promise,
     })
 }
 
+/// The sharpest test the kind of evidence allows. The choice depends on what grades are possible, not on who did well.
+fn method(evidence: &[Evidence]) -> Method {
+    let binary = |value: f64| value == 0.0 || value == 1.0;
+    let all_binary = evidence.iter().all(|row| binary(row.small) && binary(row.large) && row.weight == 1.0);
+    match all_binary {
+        true if evidence.iter().all(|row| row.large == 1.0) => Method::ExactBinomial,
+        true => Method::ExactAndBetting,
+        false => Method::Betting,
+    }
+}
+
 impl Promise {
-    fn check(self) -> Result<(), BoundError> {
+    pub(super) fn check(self) -> Result<(), BoundError> {
         let good = self.target > 0.0 && self.target <= 1.0 && self.confidence > 0.0 && self.confidence < 1.0;
         let Promise { target, confidence } = self;
         if good { Ok(()) } else { Err(BoundError::Promise { target, confidence }) }
@@ -150,41 +172,71 @@ struct Test<'evidence> {
 }
 
 impl Test<'_> {
-    fn share(&self, threshold: f64) -> f64 {
-        let local = self.evidence.iter().filter(|row| row.score >= threshold).count();
-        local as f64 / self.evidence.len().max(1) as f64
+    fn local(&self, threshold: f64) -> usize {
+        self.evidence.iter().filter(|row| row.score >= threshold).count()
     }
 
-    /// Small answers that were wrong and would be served.
-    fn wrong(&self, threshold: f64) -> usize {
-        let wrong = |row: &&Evidence| row.score >= threshold && row.small < 1.0;
-        self.evidence.iter().filter(wrong).count()
+    /// Weighted share of the evidence at or above the threshold.
+    fn share(&self, threshold: f64) -> f64 {
+        let (mut local, mut all) = (0.0, 0.0);
+        for row in self.evidence {
+            all += row.weight;
+            local += if row.score >= threshold { row.weight } else { 0.0 };
+        }
+        if all > 0.0 { local / all } else { 0.0 }
+    }
+
+    /// Among rows the large model got right, those it would be wrong to serve locally, and all of them.
+    ///
+    /// Given the large model's answers, serving locally where only the small one is right can only help. Without counting
+    /// that help, the promise says that among rows the large model got right at most `1 - target` are lost: a binomial
+    /// test, exact for any number of rows.
+    fn lost(&self, threshold: f64) -> (usize, usize) {
+        let right = self.evidence.iter().filter(|row| row.large == 1.0);
+        let lost = right.clone().filter(|row| row.score >= threshold && row.small < 1.0);
+        (lost.count(), right.count())
     }
 
     fn losses(&self, threshold: f64) -> Losses<'_> {
         Losses { evidence: self.evidence, threshold, target: self.promise.target }
     }
 
-    fn proves(&self, threshold: f64) -> bool {
+    /// The error probability of each of the tests that are made at a threshold.
+    fn alpha(&self) -> f64 {
         match self.method {
-            Method::ExactBinomial => {
-                // So few wrong answers would be too unlikely if the promise were broken.
-                let slack = 1.0 - self.promise.target;
-                binomial_tail(self.wrong(threshold), self.evidence.len(), slack) <= self.promise.alpha()
-            }
-            Method::Betting => self.losses(threshold).mean_is_at_most(0.0, self.promise.alpha()),
+            Method::ExactBinomial | Method::Betting => self.promise.alpha(),
+            Method::ExactAndBetting => self.promise.alpha() / 2.0,
+        }
+    }
+
+    fn proves(&self, threshold: f64) -> bool {
+        let alpha = self.alpha();
+        let exact = || {
+            // So few lost answers would be too unlikely if the promise were broken.
+            let (lost, right) = self.lost(threshold);
+            binomial_tail(lost, right, 1.0 - self.promise.target) <= alpha
+        };
+        let betting = || self.losses(threshold).mean_is_at_most(0.0, alpha);
+        match self.method {
+            Method::ExactBinomial => exact(),
+            Method::Betting => betting(),
+            Method::ExactAndBetting => exact() || betting(),
         }
     }
 
     /// Upper confidence bound of the expected loss.
     fn bound(&self, threshold: f64) -> f64 {
-        let Promise { target, .. } = self.promise;
+        let alpha = self.alpha();
+        let exact = || {
+            let (lost, right) = self.lost(threshold);
+            clopper_pearson_upper(lost, right, alpha) - (1.0 - self.promise.target)
+        };
+        let betting = || self.losses(threshold).upper_mean(alpha);
         match self.method {
-            Method::ExactBinomial => {
-                let wrong = self.wrong(threshold);
-                target - 1.0 + clopper_pearson_upper(wrong, self.evidence.len(), self.promise.alpha())
-            }
-            Method::Betting => self.losses(threshold).upper_mean(self.promise.alpha()),
+            Method::ExactBinomial => exact(),
+            Method::Betting => betting(),
+            // How often the large model is right is not known, so what the exact test proves is only "at most 0".
+            Method::ExactAndBetting => exact().max(0.0).min(betting()),
         }
     }
 
@@ -200,21 +252,41 @@ impl Test<'_> {
         None
     }
 
+    /// Evidence without which nothing can be proven, however good it is; `None` when there is that much.
+    fn least(&self) -> Option<u64> {
+        // Rows that stay remote lose `-(1 - target)` each: the least varied evidence there is.
+        let least = (self.alpha().ln() / self.promise.target.ln()).ceil();
+        let n = self.evidence.len() as f64;
+        (least > n).then(|| (least - n) as u64)
+    }
+
     /// Evidence that would prove a threshold; `None` when it looks false.
     fn sample_size(&self, threshold: f64) -> Option<u64> {
-        let n = self.evidence.len();
-        if self.method == Method::Betting {
-            let growth = self.losses(threshold).log_capital(0.0, self.promise.alpha()) / n.max(1) as f64;
-            return (growth > 0.0).then(|| (-self.promise.alpha().ln() / growth).ceil() as u64);
+        let betting = || {
+            let growth = self.losses(threshold).log_capital(0.0, self.alpha()) / self.evidence.len().max(1) as f64;
+            (growth > 0.0).then(|| (-self.alpha().ln() / growth).ceil() as u64)
+        };
+        match self.method {
+            Method::Betting => betting(),
+            Method::ExactBinomial => self.exact_size(threshold),
+            Method::ExactAndBetting => match (self.exact_size(threshold), betting()) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            },
         }
-        let rate = self.wrong(threshold) as f64 / n.max(1) as f64;
+    }
+
+    /// The same for the exact test, if the rates stay what they are.
+    fn exact_size(&self, threshold: f64) -> Option<u64> {
+        let (lost, right) = self.lost(threshold);
+        let rate = lost as f64 / right.max(1) as f64;
         let slack = 1.0 - self.promise.target;
-        if rate >= slack {
+        if rate >= slack || right == 0 {
             return None;
         }
         let enough = |size: u64| {
-            let wrong = (rate * size as f64).ceil() as usize;
-            clopper_pearson_upper(wrong, size as usize, self.promise.alpha()) <= slack
+            let lost = (rate * size as f64).ceil() as usize;
+            clopper_pearson_upper(lost, size as usize, self.alpha()) <= slack
         };
         let mut high = 16_u64;
         while !enough(high) {
@@ -229,7 +301,7 @@ impl Test<'_> {
                 low = middle;
             }
         }
-        Some(high)
+        Some((high as f64 * self.evidence.len() as f64 / right as f64).ceil() as u64)
     }
 }
 
@@ -257,68 +329,6 @@ fn binomial_tail(hits: usize, n: usize, rate: f64) -> f64 {
         return 1.0;
     }
     incomplete_beta((n - hits) as f64, hits as f64 + 1.0, 1.0 - rate)
-}
-
-/// Losses within `[-1, target]` and bets against their mean being large.
-struct Losses<'evidence> {
-    evidence: &'evidence [Evidence],
-    threshold: f64,
-    target: f64,
-}
-
-/// Bets never risk more than this share of the capital on one row.
-const BOLDEST: f64 = 0.75;
-
-impl Losses<'_> {
-    /// Gains `(target - loss) / (1 + target)`, within `[0, 1]`: the mean loss is at most `m` when the mean gain is at least
-    /// the gain of `m`.
-    fn gain(&self, loss: f64) -> f64 {
-        (self.target - loss) / (1.0 + self.target)
-    }
-
-    /// Largest log-capital on the way of a gambler who bets, at fair odds, that the mean loss is below `mean`.
-    ///
-    /// If the mean is in truth `mean` or more the capital is a non-negative supermartingale from 1, so it ever reaches
-    /// `1 / alpha` with probability at most `alpha` (Ville). Bets are the predictable plug-in of Waudby-Smith and Ramdas,
-    /// "Estimating means of bounded random variables by betting" (2024), equation 26 for a known sample size, which makes
-    /// the capital rise with `mean`; each uses only the rows before it.
-    fn log_capital(&self, mean: f64, alpha: f64) -> f64 {
-        let boundary = self.gain(mean).max(1e-9);
-        let n = self.evidence.len() as f64;
-        let stake = -2.0 * alpha.ln() / n.max(1.0);
-        let (mut log, mut best) = (0.0_f64, 0.0_f64);
-        // Starting values of one imagined row, as in the paper.
-        let (mut sum, mut squares, mut seen) = (0.5, 0.25, 1.0);
-        for row in self.evidence {
-            let gain = self.gain(row.loss(self.threshold, self.target));
-            let bet = (stake * seen / squares).sqrt().min(BOLDEST / boundary);
-            log += (bet * (gain - boundary)).ln_1p();
-            best = best.max(log);
-            sum += gain;
-            seen += 1.0;
-            let away = gain - sum / seen;
-            squares += away * away;
-        }
-        best
-    }
-
-    fn mean_is_at_most(&self, mean: f64, alpha: f64) -> bool {
-        self.log_capital(mean, alpha) >= -alpha.ln()
-    }
-
-    /// Smallest mean loss that is refuted as too small a claim of harm: all larger ones are refuted at `alpha`.
-    fn upper_mean(&self, alpha: f64) -> f64 {
-        let (mut low, mut high) = (-1.0, self.target);
-        for _ in 0..40 {
-            let middle = f64::midpoint(low, high);
-            if self.mean_is_at_most(middle, alpha) {
-                high = middle;
-            } else {
-                low = middle;
-            }
-        }
-        high
-    }
 }
 
 #[cfg(test)]

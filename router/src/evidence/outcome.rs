@@ -48,6 +48,21 @@ pub struct Outcome {
     pub sampling_probability: f64,
     /// Where the quality came from.
     pub graded_by: OutcomeSource,
+    /// What the recorder knew besides.
+    pub recorded: Recorded,
+}
+
+/// What a recorder may know of a row besides its grades.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recorded {
+    /// The calibrated score the row was given when it was recorded, in `[0, 1]`.
+    pub score: Option<f64>,
+    /// Whose request it was; empty if unknown.
+    pub tenant: String,
+    /// The residency or task label of the request; empty if none.
+    pub label: String,
+    /// When it was recorded, in milliseconds since 1970.
+    pub at_ms: Option<i64>,
 }
 
 impl Outcome {
@@ -64,6 +79,8 @@ pub struct Outcomes {
     pub rows: Vec<Outcome>,
     /// blake3 over the unpacked files, 16 hex digits.
     pub hash: String,
+    /// What is odd but does no harm, in words for whoever keeps the files.
+    pub notes: Vec<String>,
 }
 
 /// One bad row.
@@ -84,7 +101,7 @@ pub struct RowProblem {
 #[derive(Debug, thiserror::Error)]
 pub enum OutcomeError {
     /// The file cannot be read or unpacked.
-    #[error("{file}: {error}")]
+    #[error("{file} cannot be read whole: {error}; if it was cut off, restore it or export it again")]
     Unreadable {
         /// The file as it was named.
         file: String,
@@ -142,7 +159,8 @@ impl Outcomes {
         if reader.rows.is_empty() {
             return Err(OutcomeError::Empty { file: "no file".to_owned() });
         }
-        Ok(Self { rows: reader.rows, hash: hash.finalize().to_hex().chars().take(16).collect() })
+        let hash = hash.finalize().to_hex().chars().take(16).collect();
+        Ok(Self { rows: reader.rows, hash, notes: reader.notes })
     }
 }
 
@@ -180,6 +198,14 @@ struct RawOutcome {
     sampling_probability: Option<f64>,
     #[serde(default)]
     outcome_source: Option<String>,
+    #[serde(default)]
+    score: Option<f64>,
+    #[serde(default)]
+    tenant: Option<String>,
+    #[serde(default)]
+    label: Option<String>,
+    #[serde(default)]
+    at_ms: Option<i64>,
 }
 
 #[derive(Default)]
@@ -187,11 +213,13 @@ struct Reader {
     rows: Vec<Outcome>,
     seen: HashSet<[u8; 32]>,
     problems: Vec<RowProblem>,
+    notes: Vec<String>,
 }
 
 impl Reader {
     fn text(&mut self, file: &str, text: &str) {
         let torn = (!text.ends_with('\n')).then(|| text.lines().count());
+        let mut clock = Clock::default();
         for (line, row) in text.lines().enumerate() {
             let line = line + 1;
             if row.trim().is_empty() {
@@ -201,7 +229,10 @@ impl Reader {
                 return;
             }
             match read_row(row) {
-                Ok(outcome) => self.keep(file, line, outcome),
+                Ok(outcome) => {
+                    clock.tick(line, outcome.recorded.at_ms);
+                    self.keep(file, line, outcome);
+                }
                 Err((field, problem)) => {
                     let problem = match torn {
                         Some(last) if last == line && field == "row" => {
@@ -213,6 +244,7 @@ impl Reader {
                 }
             }
         }
+        self.notes.extend(clock.note(file));
     }
 
     fn keep(&mut self, file: &str, line: usize, outcome: Outcome) {
@@ -230,6 +262,35 @@ impl Reader {
     }
 }
 
+/// Watches the times of a file's rows.
+#[derive(Default)]
+struct Clock {
+    latest: Option<i64>,
+    /// Rows earlier than one before them, and the line of the first.
+    back: usize,
+    first: usize,
+}
+
+impl Clock {
+    fn tick(&mut self, line: usize, at: Option<i64>) {
+        if at.is_some() && at < self.latest {
+            self.back += 1;
+            self.first = if self.back == 1 { line } else { self.first };
+        }
+        self.latest = self.latest.max(at);
+    }
+
+    fn note(&self, file: &str) -> Option<String> {
+        let Self { back, first, .. } = self;
+        (*back > 0).then(|| {
+            format!(
+                "{file}:{first}: at_ms goes backwards ({back} rows): a clock was set back or files were joined; evidence is \
+                 ordered by cluster, not by time, so the certificate stands, but sort the file before reading trends from it"
+            )
+        })
+    }
+}
+
 /// Checks one row; an error is the field and what is wrong with it.
 fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
     let raw: RawOutcome = serde_json::from_str(row).map_err(|error| ("row", error.to_string()))?;
@@ -237,11 +298,14 @@ fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
         if (0.0..=1.0).contains(&quality) {
             Ok(quality)
         } else {
-            Err((field, format!("{quality} is not within 0 and 1")))
+            Err((field, format!("{quality} is not within 0 and 1; rescale or leave the row out")))
         }
     };
     let small_quality = quality("weak_quality", raw.weak_quality)?;
     let large_quality = quality("strong_quality", raw.strong_quality.unwrap_or(1.0))?;
+    if let Some(score) = raw.score {
+        quality("score", score)?;
+    }
     let sampling_probability = raw.sampling_probability.unwrap_or(1.0);
     if !(sampling_probability > 0.0 && sampling_probability <= 1.0) {
         let problem = format!("{sampling_probability} is not above 0 and at most 1");
@@ -274,6 +338,12 @@ fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
         split: raw.split,
         sampling_probability,
         graded_by,
+        recorded: Recorded {
+            score: raw.score,
+            tenant: raw.tenant.unwrap_or_default(),
+            label: raw.label.unwrap_or_default(),
+            at_ms: raw.at_ms,
+        },
     })
 }
 

@@ -5,7 +5,7 @@ use super::train::{Purpose, TrainError, TrainOptions, TrainedScorer, evidence_fo
 use super::*;
 use crate::evidence::bound::Promise;
 use crate::evidence::certificate::Certificate;
-use crate::evidence::outcome::{Outcome, OutcomeSource};
+use crate::evidence::outcome::{Outcome, OutcomeSource, Recorded};
 use local_worker::scorer::FitOptions;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::collections::HashMap;
@@ -38,6 +38,7 @@ fn outcomes(count: usize) -> Vec<Outcome> {
                 split: "train".to_owned(),
                 sampling_probability: 1.0,
                 graded_by: OutcomeSource::Gold,
+                recorded: Recorded::default(),
             }
         })
         .collect()

@@ -199,6 +199,7 @@ fn evidence(scorer: &PairScorer, rows: &[&Outcome]) -> Result<Vec<Evidence>, Sco
                 score: scorer.score_turns(&[Turn::user(&row.prompt)])?.get(),
                 small: row.small_quality,
                 large: row.large_quality,
+                weight: 1.0,
             })
         })
         .collect()

@@ -34,7 +34,7 @@ fn population(shift: f64, graded_large: bool) -> Vec<Evidence> {
             let score: f64 = random.random_range(0.0..1.0);
             let right = random.random_bool((1.2 * score + shift).clamp(0.0, 1.0));
             let large = !graded_large || random.random_bool(0.9);
-            Evidence { score, small: f64::from(u8::from(right)), large: f64::from(u8::from(large)) }
+            Evidence { score, small: f64::from(u8::from(right)), large: f64::from(u8::from(large)), weight: 1.0 }
         })
         .collect()
 }
@@ -42,7 +42,8 @@ fn population(shift: f64, graded_large: bool) -> Vec<Evidence> {
 /// A set in which every wrong proof is as close to the truth as can be: most of the traffic has one score, and serving it
 /// locally breaks the promise by a hair.
 fn knife_edge(graded_large: bool) -> Vec<Evidence> {
-    let row = |score: f64, small: bool, large: f64| Evidence { score, small: f64::from(u8::from(small)), large };
+    let row =
+        |score: f64, small: bool, large: f64| Evidence { score, small: f64::from(u8::from(small)), large, weight: 1.0 };
     let mut rows: Vec<Evidence> = (0..800).map(|_| row(0.95, true, 1.0)).collect();
     let losses = |rows: &[Evidence]| mean_loss(rows, 0.9, PROMISE.target);
     rows.extend((0..2800).map(|_| row(0.9, true, 1.0)));
@@ -106,7 +107,7 @@ fn promises_are_kept_at_the_stated_confidence_and_not_by_doing_nothing() {
 #[test]
 fn methods_follow_the_kind_of_grades() {
     assert_eq!(solve(&population(0.0, false), PROMISE).unwrap().method, Method::ExactBinomial);
-    assert_eq!(solve(&population(0.0, true), PROMISE).unwrap().method, Method::Betting);
+    assert_eq!(solve(&population(0.0, true), PROMISE).unwrap().method, Method::ExactAndBetting);
     let mut graded = population(0.0, false);
     graded[0].small = 0.5;
     assert_eq!(solve(&graded, PROMISE).unwrap().method, Method::Betting);
@@ -159,14 +160,14 @@ fn a_small_model_that_fails_where_it_scores_high_stays_unused() {
 
 #[test]
 fn a_threshold_that_nothing_reaches_is_none() {
-    let evidence = vec![Evidence { score: 0.0, small: 0.0, large: 1.0 }; 500];
+    let evidence = vec![Evidence { score: 0.0, small: 0.0, large: 1.0, weight: 1.0 }; 500];
     let solution = solve(&evidence, PROMISE).unwrap();
     assert_eq!(solution.threshold, None);
 }
 
 #[test]
 fn numbers_out_of_range_are_refused() {
-    let good = Evidence { score: 0.5, small: 1.0, large: 1.0 };
+    let good = Evidence { score: 0.5, small: 1.0, large: 1.0, weight: 1.0 };
     for bad in [Evidence { score: f64::NAN, ..good }, Evidence { small: 1.1, ..good }, Evidence { large: -0.1, ..good }]
     {
         assert_eq!(solve(&[good, bad], PROMISE), Err(BoundError::Evidence { place: 1 }));
@@ -189,8 +190,9 @@ fn the_betting_bound_covers_and_tightens() {
     for n in [100, 1000] {
         let mut width = 0.0;
         for _ in 0..300 {
-            let evidence: Vec<Evidence> =
-                (0..n).map(|_| Evidence { score: 1.0, small: random.random_range(0.8..=1.0), large: 1.0 }).collect();
+            let evidence: Vec<Evidence> = (0..n)
+                .map(|_| Evidence { score: 1.0, small: random.random_range(0.8..=1.0), large: 1.0, weight: 1.0 })
+                .collect();
             // The small model's mean quality is 0.9: the mean loss is 0.05.
             let losses = Losses { evidence: &evidence, threshold: 0.5, target: 0.95 };
             let upper = losses.upper_mean(0.05);
