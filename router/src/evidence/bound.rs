@@ -257,7 +257,7 @@ impl Test<'_> {
         // Rows that stay remote lose `-(1 - target)` each: the least varied evidence there is.
         let least = (self.alpha().ln() / self.promise.target.ln()).ceil();
         let n = self.evidence.len() as f64;
-        (least > n).then(|| (least - n) as u64)
+        (least > n).then_some((least - n) as u64)
     }
 
     /// Evidence that would prove a threshold; `None` when it looks false.
