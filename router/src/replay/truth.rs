@@ -193,6 +193,7 @@ mod tests {
                 split: "train".to_owned(),
                 sampling_probability: 1.0,
                 graded_by: OutcomeSource::Gold,
+                recorded: Default::default(),
             }
         };
         let outcomes: Vec<Outcome> = (0..800).map(&mut outcome).collect();
