@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod budget;
 pub mod evidence;
 pub mod score;
+pub mod judge;
 pub mod policy;
 pub mod simulate;
 pub mod backend;
