@@ -1,4 +1,5 @@
-//! Grades a model on corpus files and writes what became of each record as routing outcomes:
+//! Grades a model on corpus files and writes what became of each record as routing outcomes, with the drafts and how sure the
+//! model was of them:
 //! `grade_nano MODEL.gguf RECIPE.json OUTCOMES.jsonl CORPUS.jsonl.gz…`. Of a corpus file named `train…` only the served
 //! records that the recipe held out are graded. Prints scores by task and source as Markdown.
 #![allow(clippy::print_stdout, reason = "an example that prints scores")]
@@ -44,6 +45,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             "id": record.id, "source": record.source, "domain": record.task, "prompt": record.prompt,
             "weak_model": "sluice-nano", "strong_model": "*", "weak_quality": quality, "strong_quality": 1,
             "cluster": &cluster[..16], "split": "dev",
+            "draft": {
+                "text": graded.text, "logprobs": graded.trace.logprobs, "margins": graded.trace.margins,
+                "likeliest": graded.trace.likeliest, "cut": graded.trace.cut, "declined": graded.declined,
+            },
         });
         writeln!(out, "{row}")?;
     }

@@ -4,6 +4,7 @@
 //! sees one snapshot of policies, certificates and prices from start to end.
 
 mod attempt;
+mod draft;
 mod facts;
 mod follow;
 mod observe;

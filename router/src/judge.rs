@@ -9,10 +9,12 @@
 mod draft;
 mod file;
 mod fit;
+mod recorded;
 
 pub use draft::{Draft, FEATURES, TokenFacts, features, prefix_features};
 pub use file::{JudgeFile, JudgeFileError};
 pub use fit::{JudgeFitError, Judged, fit};
+pub use recorded::{DraftsError, RecordedDraft, parse as parse_drafts};
 
 use crate::domain::Score;
 use crate::evidence::calibration::Calibration;

@@ -16,6 +16,7 @@ use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
 use crate::domain::{ModelId, Placement, PolicyRef};
 use crate::evidence::certificate::Certificate;
+use crate::judge::JudgeFile;
 use crate::toml_file::Problem;
 use rules::Rule;
 
@@ -60,6 +61,27 @@ impl CertificateState {
     }
 }
 
+/// Whether drafts are judged before anything of them is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JudgeState {
+    /// No: there is no `NAME.judge.toml`, or the objective is a threshold by hand.
+    Absent,
+    /// Yes, by this judge.
+    InForce(Box<JudgeFile>),
+    /// There is one that does not match, or can't be read.
+    Mismatched(String),
+}
+
+/// What wins where an answer is streamed and drafts are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum StreamWins {
+    /// Nothing is shown before the draft is finished and judged.
+    #[default]
+    Safety,
+    /// The prompt's score alone decides, and the first byte goes out at once.
+    FirstByte,
+}
+
 /// What to do when a budget is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExhausted {
@@ -97,6 +119,10 @@ pub struct Policy {
     pub placement: Placement,
     /// Whether a declined draft goes to a large model.
     pub escalate: bool,
+    /// Score of the prompt below which no draft is tried.
+    pub draft_above: f64,
+    /// What wins for streams.
+    pub stream_wins: StreamWins,
     /// Whether a small model may serve while no large one is up.
     pub local_when_remote_is_down: bool,
     /// Use of the exact cache.
@@ -110,6 +136,7 @@ pub struct Policy {
     rules: Vec<Rule>,
     tests: Vec<SelfTest>,
     certificate: CertificateState,
+    judge: JudgeState,
 }
 
 impl Policy {
@@ -148,6 +175,36 @@ impl Policy {
                 None => CertificateState::Valid(Box::new(certificate)),
             },
         };
+    }
+
+    /// Gives the policy its judge. It is in force only where its own certificate speaks for this policy and this judge.
+    pub fn judge_by(&mut self, judge: Option<Result<JudgeFile, String>>) {
+        let by_hand = matches!(self.objective, Objective::FixedThreshold(_));
+        self.judge = match judge {
+            None => JudgeState::Absent,
+            Some(_) if by_hand || !self.escalate => JudgeState::Absent,
+            Some(Err(why)) => JudgeState::Mismatched(why),
+            Some(Ok(file)) => match self.mismatch(&file.certificate, file.judge.version()) {
+                Some(why) => JudgeState::Mismatched(why),
+                None if file.certificate.small != file.judge.small => {
+                    JudgeState::Mismatched(format!("the judge knows drafts of {} only", file.judge.small))
+                }
+                None => JudgeState::InForce(Box::new(file)),
+            },
+        };
+    }
+
+    /// The judge.
+    pub fn judge(&self) -> &JudgeState {
+        &self.judge
+    }
+
+    /// The judge whose threshold drafts must reach, and the threshold.
+    pub fn judged_at(&self) -> Option<(&JudgeFile, f64)> {
+        match &self.judge {
+            JudgeState::InForce(file) => Some((file, file.certificate.threshold?)),
+            _ => None,
+        }
     }
 
     fn mismatch(&self, certificate: &Certificate, scorer_version: &str) -> Option<String> {

@@ -16,6 +16,21 @@ pub struct Graded {
     pub declined: bool,
     /// Whether it is right.
     pub right: bool,
+    /// What the model gave away while writing.
+    pub trace: Trace,
+}
+
+/// How sure a model was, token by token, up to the last that added text.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// Natural logarithms of the tokens' probabilities.
+    pub logprobs: Vec<f32>,
+    /// Distances of the likeliest tokens to the second, in nats.
+    pub margins: Vec<f32>,
+    /// Natural logarithms of the five largest probabilities.
+    pub likeliest: Vec<Vec<f32>>,
+    /// Whether the answer was cut off.
+    pub cut: bool,
 }
 
 /// Counts of one task.
@@ -42,6 +57,9 @@ pub struct GradeError {
 /// Longest answer that is waited for, in tokens.
 const LONGEST_ANSWER: u32 = 64;
 
+/// Likeliest tokens that are traced.
+const LIKELIEST: u32 = 5;
+
 /// Grades greedy answers to all records, in their order, with up to `together` of them asked for at once: no more than the
 /// worker's queue holds. A prompt that does not fit the model's context counts as a wrong answer.
 pub fn grade(
@@ -64,27 +82,43 @@ pub fn grade(
             next += 1;
         }
         let record = &records[graded.len()];
-        let (text, declined) = match running.pop_front().flatten() {
+        let (text, declined, trace) = match running.pop_front().flatten() {
             Some(generation) => answer(generation).map_err(|reason| GradeError { id: record.id.clone(), reason })?,
-            None => (String::new(), false),
+            None => (String::new(), false, Trace::default()),
         };
         let right = if record.task == decline_task { declined } else { !declined && same(&text, &record.answer) };
-        graded.push(Graded { text, declined, right });
+        graded.push(Graded { text, declined, right, trace });
     }
     Ok(graded)
 }
 
 fn request(prompt: &str) -> GenerateRequest {
     let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.to_owned() }];
-    GenerateRequest { max_tokens: Some(LONGEST_ANSWER), ..GenerateRequest::greedy(messages) }
+    let (max_tokens, logprobs) = (Some(LONGEST_ANSWER), Some(LIKELIEST));
+    GenerateRequest { max_tokens, logprobs, ..GenerateRequest::greedy(messages) }
 }
 
-fn answer(mut generation: Generation) -> Result<(String, bool), String> {
-    let mut text = String::new();
+fn answer(mut generation: Generation) -> Result<(String, bool, Trace), String> {
+    let (mut text, mut trace, mut shown) = (String::new(), Trace::default(), 0);
     loop {
         match generation.blocking_next() {
-            Some(Event::Token { text: more, .. }) => text.push_str(&more),
-            Some(Event::Finished(finished)) => return Ok((text, finished.reason == FinishReason::Declined)),
+            Some(Event::Token { text: more, logprob, margin, detail, .. }) => {
+                text.push_str(&more);
+                trace.logprobs.push(logprob);
+                trace.margins.push(margin);
+                let likeliest = detail.iter().flat_map(|detail| &detail.alternatives);
+                trace.likeliest.push(likeliest.map(|alternative| alternative.logprob).collect());
+                if !more.is_empty() {
+                    shown = trace.logprobs.len();
+                }
+            }
+            Some(Event::Finished(finished)) => {
+                trace.logprobs.truncate(shown);
+                trace.margins.truncate(shown);
+                trace.likeliest.truncate(shown);
+                trace.cut = matches!(finished.reason, FinishReason::Length | FinishReason::Context);
+                return Ok((text, finished.reason == FinishReason::Declined, trace));
+            }
             Some(Event::Failed(error)) => return Err(error.to_string()),
             Some(_) => {}
             None => return Err("the engine ended the answer without saying so".to_owned()),

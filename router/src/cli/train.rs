@@ -1,5 +1,7 @@
 //! `sluice train scorer`: fits a scorer from recorded outcomes, writes its card, and solves the thresholds of policies.
 
+mod judge;
+
 use crate::catalog::Catalog;
 use crate::evidence::bound::Promise;
 use crate::evidence::certificate::Certificate;
@@ -21,6 +23,8 @@ use std::process::ExitCode;
 pub enum TrainVerb {
     /// The classifier that predicts whether a small model's answer will do.
     Scorer(ScorerArguments),
+    /// The judge that looks at a finished draft before anything of it is shown.
+    Judge(judge::JudgeArguments),
 }
 
 /// Arguments of `train scorer`.
@@ -56,6 +60,7 @@ pub struct ScorerArguments {
 pub fn run(verb: &TrainVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
         TrainVerb::Scorer(arguments) => scorer(arguments, out),
+        TrainVerb::Judge(arguments) => judge::run(arguments, out),
     }
 }
 

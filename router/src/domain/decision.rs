@@ -80,6 +80,12 @@ pub enum ReasonCode {
     OnlyCandidate,
     /// The request was chosen for exploration.
     Explored,
+    /// A local draft is judged before anything of it is shown.
+    Draft,
+    /// The judge found the draft good enough.
+    DraftAccepted,
+    /// The judge found the draft not good enough, or hopeless before its end.
+    DraftRejected,
     /// The small model declined its draft.
     Declined,
     /// The local queue was full or too slow; spilled to remote.
@@ -94,7 +100,7 @@ pub enum ReasonCode {
 
 impl ReasonCode {
     /// All codes.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::CacheHit,
         Self::ScoreAboveThreshold,
         Self::ScoreBelowThreshold,
@@ -104,6 +110,9 @@ impl ReasonCode {
         Self::NoScore,
         Self::OnlyCandidate,
         Self::Explored,
+        Self::Draft,
+        Self::DraftAccepted,
+        Self::DraftRejected,
         Self::Declined,
         Self::LocalOverloaded,
         Self::LocalUnavailable,
@@ -123,6 +132,9 @@ impl ReasonCode {
             Self::NoScore => "no_score",
             Self::OnlyCandidate => "only_candidate",
             Self::Explored => "explored",
+            Self::Draft => "draft",
+            Self::DraftAccepted => "draft_accepted",
+            Self::DraftRejected => "draft_rejected",
             Self::Declined => "declined",
             Self::LocalOverloaded => "local_overloaded",
             Self::LocalUnavailable => "local_unavailable",

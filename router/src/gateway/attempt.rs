@@ -1,6 +1,7 @@
 //! One attempt at one backend, metered: money is held, the journal knows of it before the backend does, tokens are
 //! counted as they flow, and whatever ends it — its end, an error, a hang-up, a deadline — is booked exactly once.
 
+use super::draft::{ALTERNATIVES, Kept};
 use super::observe::{self, Observed};
 use super::reply::{GatewayErrorKind, ReplyEvent};
 use super::run::Run;
@@ -8,8 +9,8 @@ use crate::backend::{AnswerStream, Backend, BackendCall, BackendError, ProbeRead
 use crate::budget::{BudgetError, Hold};
 use crate::catalog::Model;
 use crate::domain::{
-    AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, ResponseFormat, Route,
-    Usage,
+    AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, Reason, ResponseFormat,
+    Route, TokenLogprob, Usage,
 };
 use crate::ledger::{AttemptEnded, AttemptStarted};
 use futures_util::StreamExt as _;
@@ -31,6 +32,8 @@ pub enum AttemptEnd {
     Complete(Finish),
     /// The small model declined; nothing was shown.
     Declined,
+    /// The judge turned the draft down, for this reason; nothing was shown.
+    Rejected(String),
     /// The budget has no room for it; nothing was sent.
     BudgetExhausted(GatewayErrorKind),
     /// The journal can't be written; nothing was sent.
@@ -137,17 +140,21 @@ fn exhausted(tenant: &str, error: &BudgetError) -> GatewayErrorKind {
 /// Calls the backend and passes its text on until something ends it.
 async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe) -> AttemptEnd {
     let request = &run.admitted.request;
+    let mut kept = Kept::of(run, &target.model.id, target.backend.route());
+    let mut limits = request.limits.clone();
+    if kept.is_some() {
+        limits.logprobs = limits.logprobs.max(Some(ALTERNATIVES));
+    }
     let call = BackendCall {
         attempt: id,
         tenant: request.tenant.clone(),
         messages: Arc::clone(&run.admitted.messages),
-        limits: request.limits.clone(),
+        limits,
         max_output_tokens: target.max_output_tokens,
         deadline: request.deadline,
         end_user_id: request.end_user_id.clone(),
         probe: probe.clone(),
     };
-    let told = request.limits.logprobs.is_some();
     let deadline = sleep_until(request.deadline);
     tokio::pin!(deadline);
     let backend = Arc::clone(&target.backend);
@@ -170,25 +177,31 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
             chunk = stream.next() => chunk,
         };
         match chunk {
-            Some(Ok(Chunk::Text { text, logprobs })) => {
-                run.first_byte.get_or_insert_with(|| run.admitted.received.elapsed());
-                run.shown = true;
-                run.chunks += 1;
-                run.answer.push_str(&text);
-                let logprobs = if told { logprobs } else { Vec::new() };
-                let sent = tokio::select! {
-                    biased;
-                    () = &mut deadline => return AttemptEnd::DeadlineExceeded,
-                    sent = run.events.send(Ok(ReplyEvent::Text { text, logprobs })) => sent,
-                };
-                if sent.is_err() {
-                    return AttemptEnd::Cancelled;
+            Some(Ok(Chunk::Text { text, logprobs })) => match &mut kept {
+                Some(kept) => {
+                    if let Some(hopeless) = kept.push(&run.admitted, &text, logprobs) {
+                        return AttemptEnd::Rejected(hopeless);
+                    }
                 }
-            }
+                None => {
+                    if let Err(end) = show(run, text, logprobs).await {
+                        return end;
+                    }
+                }
+            },
             Some(Ok(Chunk::End(finish))) if finish.reason == FinishReason::Declined && !run.shown => {
                 return AttemptEnd::Declined;
             }
-            Some(Ok(Chunk::End(finish))) => return complete(run, target, finish),
+            Some(Ok(Chunk::End(finish))) => {
+                let Some(kept) = kept.take() else { return complete(run, target, finish) };
+                return match kept.judge(&run.admitted, finish.reason) {
+                    Ok(reason) => match accept(run, reason, kept).await {
+                        Ok(()) => complete(run, target, finish),
+                        Err(end) => end,
+                    },
+                    Err(why) => AttemptEnd::Rejected(why),
+                };
+            }
             Some(Err(error)) => return failed(error),
             None => {
                 let why = "the stream ended without its end marker".to_owned();
@@ -196,6 +209,34 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
             }
         }
     }
+}
+
+/// Passes a piece of the answer on; the deadline ends the wait for a slow reader.
+async fn show(run: &mut Run, text: String, mut logprobs: Vec<TokenLogprob>) -> Result<(), AttemptEnd> {
+    run.first_byte.get_or_insert_with(|| run.admitted.received.elapsed());
+    run.shown = true;
+    run.chunks += 1;
+    run.answer.push_str(&text);
+    match run.admitted.request.limits.logprobs {
+        None => logprobs.clear(),
+        // A judged draft was asked for more than the caller was.
+        Some(asked) => logprobs.iter_mut().for_each(|token| token.alternatives.truncate(asked as usize)),
+    }
+    let sent = tokio::select! {
+        biased;
+        () = sleep_until(run.admitted.request.deadline) => return Err(AttemptEnd::DeadlineExceeded),
+        sent = run.events.send(Ok(ReplyEvent::Text { text, logprobs })) => sent,
+    };
+    sent.map_err(|_| AttemptEnd::Cancelled)
+}
+
+/// Shows a draft that the judge let out.
+async fn accept(run: &mut Run, reason: Reason, kept: Kept) -> Result<(), AttemptEnd> {
+    run.decision.reason = reason;
+    let told = run.events.send(Ok(ReplyEvent::Rerouted(Box::new(run.decision.clone())))).await;
+    told.map_err(|_| AttemptEnd::Cancelled)?;
+    let (text, logprobs) = kept.release();
+    show(run, text, logprobs).await
 }
 
 /// The end of an answer that the backend calls complete. One that was asked to have a form and was cut off by a limit is not,
@@ -318,6 +359,7 @@ fn status_of(end: &AttemptEnd, shown: bool) -> (EntryStatus, &'static str) {
     match end {
         AttemptEnd::Complete(_) => (EntryStatus::Ok, ""),
         AttemptEnd::Declined => (EntryStatus::Declined, ""),
+        AttemptEnd::Rejected(_) => (EntryStatus::Declined, "draft_rejected"),
         AttemptEnd::Cancelled => (EntryStatus::Cancelled, ""),
         AttemptEnd::DeadlineExceeded => (EntryStatus::DeadlineExceeded, "deadline_exceeded"),
         AttemptEnd::Failed(error) if shown => (EntryStatus::Cut, error.code()),

@@ -53,7 +53,7 @@ impl Gateway {
         }
         self.report_unsupported(admitted, &candidates)?;
         let draw = draw(admitted.request.id, &policy.reference.hash);
-        let facts = Facts { candidates, scorer_version, draw };
+        let facts = Facts { candidates, scorer_version, draw, stream: admitted.request.stream };
         policy.decide(&facts, &admitted.constraints).map_err(|refusal| self.refusal(admitted, refusal))
     }
 

@@ -109,7 +109,14 @@ impl Run {
             let end = attempt(self, &model, number).await;
             let next = match end {
                 AttemptEnd::Complete(finish) => return Ok(finish),
-                AttemptEnd::Declined => self.escalate().await?,
+                AttemptEnd::Declined => {
+                    let why = format!("{} declined its draft; nothing of it was shown", self.decision.model);
+                    self.escalate(ReasonCode::Declined, why).await?
+                }
+                AttemptEnd::Rejected(why) => {
+                    let why = format!("the draft of {} is {why}; nothing of it was shown", self.decision.model);
+                    self.escalate(ReasonCode::DraftRejected, why).await?
+                }
                 AttemptEnd::BudgetExhausted(kind) => self.without_money(kind).await?,
                 AttemptEnd::JournalUnwritable(why) => {
                     self.without_money(GatewayErrorKind::JournalUnwritable(why)).await?
@@ -186,14 +193,11 @@ impl Run {
         }
     }
 
-    /// The large model to go on with after the small one declined.
-    async fn escalate(&mut self) -> Result<ModelId, GatewayErrorKind> {
+    /// The large model to go on with after the small one declined or its draft was turned down.
+    async fn escalate(&mut self, code: ReasonCode, why: String) -> Result<ModelId, GatewayErrorKind> {
         self.tried.push(self.decision.model.clone());
         match self.decision.escalate_to.clone().filter(|model| !self.tried.contains(model)) {
-            Some(next) => {
-                let detail = format!("{} declined its draft; nothing of it was shown", self.decision.model);
-                self.reroute(next, Route::Cascade, ReasonCode::Declined, detail).await
-            }
+            Some(next) => self.reroute(next, Route::Cascade, code, why).await,
             None => Err(GatewayErrorKind::Declined { by: self.admitted.constraints.placement_by.clone() }),
         }
     }

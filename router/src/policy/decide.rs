@@ -1,7 +1,7 @@
 //! From facts to a decision: pure and total. Whatever the facts, the result is a decision that the constraints allow, or a
 //! refusal that says why each candidate was out.
 
-use super::{CertificateState, Policy};
+use super::{CertificateState, Policy, StreamWins};
 use crate::domain::{
     Candidate, Constraints, Decision, ExcludedBy, ModelId, Placement, PlacementConflict, Reason, ReasonCode, Route,
     Score,
@@ -16,6 +16,8 @@ pub struct Facts {
     pub scorer_version: String,
     /// A number in [0, 1) made of request id and policy: decides exploration.
     pub draw: f64,
+    /// Whether the answer is streamed.
+    pub stream: bool,
 }
 
 /// Why a request can't be decided.
@@ -69,13 +71,13 @@ impl Policy {
             candidates.iter().filter(|c| c.route == route && c.excluded_by.is_none()).collect()
         };
         let (small, large) = (open(Route::Local), open(Route::Remote));
-        let choice = self.choose(&small, &large, facts.draw, constraints, threshold).ok_or_else(|| {
+        let choice = self.choose(&small, &large, facts, constraints, threshold).ok_or_else(|| {
             let excluded = candidates.iter().filter_map(|c| Some((c.model.clone(), c.excluded_by.clone()?)));
             Refusal::NoCandidate(excluded.collect())
         })?;
         let large_models = || large.iter().map(|candidate| candidate.model.clone());
         let escalate_to = match choice.route {
-            Route::Local if self.escalate => large_models().next(),
+            Route::Local | Route::Cascade if self.escalate => large_models().next(),
             _ => None,
         };
         let fallbacks = match choice.route {
@@ -101,7 +103,7 @@ impl Policy {
         &self,
         small: &[&Candidate],
         large: &[&Candidate],
-        draw: f64,
+        facts: &Facts,
         constraints: &Constraints,
         threshold: Option<f64>,
     ) -> Option<Choice> {
@@ -151,10 +153,19 @@ impl Policy {
             };
             return best_small.filter(|_| allowed).map(|small| certain(small, code, detail));
         };
+        let open_small = small;
         let Some(small) = best_small else {
             return Some(certain(large, ReasonCode::OnlyCandidate, "no small model can serve this request".to_owned()));
         };
-        Some(self.by_score(scored.unwrap_or(small), large, draw, threshold.filter(|_| scored.is_some())))
+        let judged = self.judged_at().filter(|_| !(facts.stream && self.stream_wins == StreamWins::FirstByte));
+        let drafting = judged.and_then(|(file, threshold)| {
+            let drafting = open_small.iter().find(|candidate| candidate.model.as_str() == file.judge.small)?;
+            Some((*drafting, threshold))
+        });
+        if let Some((drafting, threshold)) = drafting {
+            return Some(self.by_draft(drafting, large, threshold));
+        }
+        Some(self.by_score(scored.unwrap_or(small), large, facts.draw, threshold.filter(|_| scored.is_some())))
     }
 
     /// Whether the threshold speaks for this small model: a certificate holds for the one it was solved for.
@@ -186,6 +197,23 @@ impl Policy {
         let chosen = if explored { small } else { large };
         let propensity = if explored { self.exploration } else { 1.0 - self.exploration };
         Choice { model: chosen.model.clone(), route: chosen.route, reason, threshold, propensity, explored }
+    }
+
+    /// A draft that the judge will look at, unless the prompt alone says that it is not worth trying.
+    fn by_draft(&self, small: &Candidate, large: &Candidate, threshold: f64) -> Choice {
+        let score = small.score.map(Score::get).filter(|score| *score < self.draft_above);
+        let (chosen, route, reason) = match score {
+            Some(score) => {
+                let detail = format!("score {score:.3} is below {:.3}, from which a draft is tried", self.draft_above);
+                (large, large.route, Reason::new(ReasonCode::ScoreBelowThreshold, detail))
+            }
+            None => {
+                let detail = format!("a draft of {} is shown if it is judged {threshold:.3} or better", small.model);
+                (small, Route::Cascade, Reason::new(ReasonCode::Draft, detail))
+            }
+        };
+        let threshold = Some(threshold);
+        Choice { model: chosen.model.clone(), route, reason, threshold, propensity: 1.0, explored: false }
     }
 
     fn without_threshold(&self) -> Reason {

@@ -5,7 +5,7 @@ mod rules;
 mod selftests;
 
 use super::selftest;
-use super::{CertificateState, ExactCacheSettings, Objective, OnExhausted, Policy};
+use super::{CertificateState, ExactCacheSettings, JudgeState, Objective, OnExhausted, Policy, StreamWins};
 use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
 use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Route};
@@ -44,14 +44,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
     let (small, large) = read_models(root, catalog, problems);
     let objective = read_objective(root, problems);
     let placement = read_placement(root, problems).unwrap_or_default();
-    let escalate = match root.section("escalate", problems) {
-        Some(mut section) => {
-            let enabled = section.flag("enabled", problems).unwrap_or(true);
-            section.finish(problems);
-            enabled
-        }
-        None => true,
-    };
+    let (escalate, draft_above, stream_wins) = read_escalate(root, problems);
     let remote_down = match root.section("fallback", problems) {
         Some(mut section) => {
             let word = section.word("remote_down", &["local", "error"], problems);
@@ -82,6 +75,8 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         objective: objective?,
         placement,
         escalate,
+        draft_above,
+        stream_wins,
         local_when_remote_is_down: remote_down == Some("local"),
         exact_cache,
         budget,
@@ -90,9 +85,24 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         rules,
         tests,
         certificate: CertificateState::Missing,
+        judge: JudgeState::Absent,
     };
     contradictions::find(&policy, root, problems);
     Some(policy)
+}
+
+fn read_escalate(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> (bool, f64, StreamWins) {
+    let Some(mut section) = root.section("escalate", problems) else {
+        return (true, 0.0, StreamWins::default());
+    };
+    let enabled = section.flag("enabled", problems).unwrap_or(true);
+    let draft_above = section.number_in("draft_above", 0.0..=1.0, problems).unwrap_or(0.0);
+    let stream_wins = match section.word("stream", &["safety", "first-byte"], problems) {
+        Some("first-byte") => StreamWins::FirstByte,
+        _ => StreamWins::Safety,
+    };
+    section.finish(problems);
+    (enabled, draft_above, stream_wins)
 }
 
 fn is_name(name: &str) -> bool {

@@ -5,6 +5,7 @@
 use super::Policy;
 use crate::catalog::Catalog;
 use crate::evidence::certificate::Certificate;
+use crate::judge::JudgeFile;
 use crate::score::Scorers;
 use crate::toml_file::Problem;
 use arc_swap::ArcSwap;
@@ -31,6 +32,7 @@ const EMBEDDED_CERTIFICATES: [(&str, &str); 3] = [
 
 const CATALOG: &str = "models.toml";
 const CERTIFICATE_SUFFIX: &str = ".solved.toml";
+const JUDGE_SUFFIX: &str = ".judge.toml";
 
 /// Why policies could not be loaded.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -208,7 +210,7 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
     let mut policies = BTreeMap::new();
     let mut problems = Vec::new();
     for (file, text) in &files {
-        if file == CATALOG || file.ends_with(CERTIFICATE_SUFFIX) {
+        if file == CATALOG || file.ends_with(CERTIFICATE_SUFFIX) || file.ends_with(JUDGE_SUFFIX) {
             continue;
         }
         match Policy::parse(file, text, &catalog) {
@@ -219,6 +221,9 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
                     .map(|text| Certificate::parse(text).map_err(|error| format!("{solved}: {error}")));
                 let scorer = scorer_of(&policy, scorers);
                 policy.certify(certificate, scorer.as_deref());
+                let judge = format!("{}{JUDGE_SUFFIX}", file.strip_suffix(".toml").unwrap_or(file));
+                let read = |text: &String| JudgeFile::parse(text).map_err(|error| format!("{judge}: {error}"));
+                policy.judge_by(files.get(&judge).map(read));
                 let name = policy.reference.name.clone();
                 if policies.insert(name.clone(), Arc::new(policy)).is_some() {
                     problems.push(named_twice(file, &name));

@@ -113,5 +113,5 @@ fn facts(policy: &Policy, test: &SelfTest, catalog: &Catalog) -> Facts {
     };
     let candidates = policy.small.iter().chain(&policy.large).map(candidate).collect();
     // A draw at the upper end: tests see the policy without exploration.
-    Facts { candidates, scorer_version: String::new(), draw: 1.0 }
+    Facts { candidates, scorer_version: String::new(), draw: 1.0, stream: false }
 }

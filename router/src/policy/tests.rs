@@ -143,7 +143,12 @@ fn facts(candidates: &[(&str, Option<f64>, bool)]) -> Facts {
         expected_cost: Cost::FREE,
         excluded_by: (!open).then(|| ExcludedBy("breaker open".to_owned())),
     };
-    Facts { candidates: candidates.iter().map(candidate).collect(), scorer_version: String::new(), draw: 0.9 }
+    Facts {
+        candidates: candidates.iter().map(candidate).collect(),
+        scorer_version: String::new(),
+        draw: 0.9,
+        stream: false,
+    }
 }
 
 #[test]
@@ -374,7 +379,7 @@ proptest! {
             cache_read: true,
             cache_write: true,
         };
-        let facts = Facts { candidates, scorer_version: String::new(), draw };
+        let facts = Facts { candidates, scorer_version: String::new(), draw, stream: false };
         match policy.decide_with(&facts, &constraints, threshold) {
             Ok(decision) => {
                 let used = [Some(&decision.model), decision.escalate_to.as_ref()].into_iter().flatten().chain(&decision.fallbacks);

@@ -97,7 +97,10 @@ impl Target<'_> {
         let models = self.policy.small.iter().chain(&self.policy.large).filter_map(|model| self.catalog.get(model));
         let candidates = models.map(|model| self.candidate(row, request, model)).collect::<Result<Vec<_>, _>>()?;
         // Replay asks for all ways; no single draw is made.
-        Ok(Prepared { facts: Facts { candidates, scorer_version: String::new(), draw: 1.0 }, constraints })
+        Ok(Prepared {
+            facts: Facts { candidates, scorer_version: String::new(), draw: 1.0, stream: false },
+            constraints,
+        })
     }
 
     fn candidate(&self, row: &Logged, request: &Request, model: &Model) -> Result<Candidate, Unusable> {

@@ -25,16 +25,29 @@ pub struct SolveFor {
 /// # Errors
 /// A target, confidence, score or quality out of range.
 pub fn certify(scorer: &PairScorer, evidence: &[Evidence], solve_for: &SolveFor) -> Result<Certificate, BoundError> {
+    certify_version(scorer.version(), (&scorer.pair().small, &scorer.pair().large), evidence, solve_for)
+}
+
+/// The same for whatever gave the evidence its scores, by its version and its pair of a small and a large model.
+///
+/// # Errors
+/// As [`certify`].
+pub fn certify_version(
+    version: &str,
+    (small, large): (&str, &str),
+    evidence: &[Evidence],
+    solve_for: &SolveFor,
+) -> Result<Certificate, BoundError> {
     let solution = solve(evidence, solve_for.promise)?;
     // Only part of what is collected becomes evidence.
     let outcomes = |evidence: u64| (evidence as f64 * OUTCOMES_PER_EVIDENCE).ceil() as u64;
     Ok(Certificate {
         policy: solve_for.policy.clone(),
         policy_hash: solve_for.policy_hash.clone(),
-        scorer_version: scorer.version().to_owned(),
+        scorer_version: version.to_owned(),
         evidence_hash: solve_for.evidence_hash.clone(),
-        small: scorer.pair().small.clone(),
-        large: scorer.pair().large.clone(),
+        small: small.to_owned(),
+        large: large.to_owned(),
         threshold: solution.threshold,
         n: solution.n as u64,
         bound: solution.bound,

@@ -177,9 +177,9 @@ pub fn evidence_for(scorer: &PairScorer, outcomes: &[Outcome]) -> Result<Vec<Evi
 }
 
 /// One row a cluster, thinned to equal sampling probability, in the order of cluster hashes.
-fn evidence(scorer: &PairScorer, rows: &[&Outcome]) -> Result<Vec<Evidence>, ScoreError> {
+pub fn representatives<'rows>(rows: &[&'rows Outcome]) -> Vec<&'rows Outcome> {
     let least = rows.iter().map(|row| row.sampling_probability).fold(1.0, f64::min);
-    let mut by_cluster: BTreeMap<(u64, &str), (u64, &Outcome)> = BTreeMap::new();
+    let mut by_cluster: BTreeMap<(u64, &str), (u64, &'rows Outcome)> = BTreeMap::new();
     for row in rows {
         let kept = place("thinning", &row.id) as f64 / u64::MAX as f64;
         if kept > least / row.sampling_probability {
@@ -192,9 +192,13 @@ fn evidence(scorer: &PairScorer, rows: &[&Outcome]) -> Result<Vec<Evidence>, Sco
             *slot = (drawn, row);
         }
     }
-    by_cluster
-        .into_values()
-        .map(|(_, row)| {
+    by_cluster.into_values().map(|(_, row)| row).collect()
+}
+
+fn evidence(scorer: &PairScorer, rows: &[&Outcome]) -> Result<Vec<Evidence>, ScoreError> {
+    representatives(rows)
+        .into_iter()
+        .map(|row| {
             Ok(Evidence {
                 score: scorer.score_turns(&[Turn::user(&row.prompt)])?.get(),
                 small: row.small_quality,
