@@ -140,7 +140,7 @@ fn solve(
     for outcome in chosen {
         let Some(row) = rows.iter().find(|row| std::ptr::eq(&row.outcome, outcome)) else { continue };
         let score = verdict(judge, scorer, row, policy.draft_above)?;
-        evidence.push(Evidence { score, small: outcome.small_quality, large: outcome.large_quality });
+        evidence.push(Evidence { score, small: outcome.small_quality, large: outcome.large_quality, weight: 1.0 });
     }
     let solve_for = SolveFor {
         policy: policy.reference.name.clone(),
