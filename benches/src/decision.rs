@@ -53,7 +53,7 @@ pub fn run(house: &House) -> anyhow::Result<()> {
             let score = scorer.score(&request.messages)?;
             let candidates =
                 vec![candidate("sluice-nano", Route::Local, Some(score)), candidate(LARGE, Route::Remote, None)];
-            let facts = Facts { candidates, scorer_version: scorer.version().to_owned(), draw: 1.0 };
+            let facts = Facts { candidates, scorer_version: scorer.version().to_owned(), draw: 1.0, stream: false };
             std::hint::black_box(policy.decide(&facts, &constraints)?);
             whole.push(clock.elapsed().as_secs_f64() * 1e6);
             let clock = Instant::now();
