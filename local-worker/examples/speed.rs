@@ -6,13 +6,13 @@
 
 use std::time::Instant;
 
-use local_worker::model::{Cache, Gguf, Llama, Row, Scratch};
+use local_worker::model::{Cache, Decoder, Gguf, Row, Scratch};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("give the path of a GGUF file")?;
     let start = Instant::now();
     let bytes = std::fs::read(&path)?;
-    let model = Llama::load(&Gguf::parse(&path, &bytes)?)?;
+    let model = Decoder::load(&Gguf::parse(&path, &bytes)?)?;
     let shape = model.shape().clone();
     let (parameters, size) = (model.parameters() as f64 / 1e6, model.bytes() as f64 / 1e6);
     println!(

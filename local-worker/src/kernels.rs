@@ -26,7 +26,10 @@ pub use dense::DenseMatrix;
 pub use level::Level;
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
-pub use vector::{add, log_sum_exp, rms_norm, rope, silu_multiply, top_two};
+pub use vector::{
+    add, add_to_rows, gelu, gelu_multiply, layer_norm, log_sum_exp, multiply_by, rms_norm, rms_norm_parts, rope_halves,
+    rope_neighbours, silu_multiply, soft_cap, top_two,
+};
 
 /// Rows of a matrix that lie interleaved in one tile: one lane each of the widest vector register.
 pub const TILE: usize = 16;
@@ -46,6 +49,14 @@ impl Matrix {
         match self {
             Self::Quantized(matrix) => matrix.rows(),
             Self::Dense(matrix) => matrix.rows(),
+        }
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Quantized(matrix) => matrix.cols(),
+            Self::Dense(matrix) => matrix.cols(),
         }
     }
 

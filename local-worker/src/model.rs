@@ -1,19 +1,40 @@
-//! Model files and the forward pass: a GGUF file becomes packed weights, and packed weights turn rows of tokens into
-//! logits. Knows nothing of requests, text or time.
+//! Model files and the forward pass: a GGUF file or a directory with safetensors becomes packed weights and a plain
+//! description, and those turn rows of tokens into logits. Each family is one small file that writes the description; the
+//! pass is the same for all. Knows nothing of requests, text or time.
 
 mod bundled;
 mod cache;
+mod config;
+mod decoder;
+mod directory;
 mod error;
+mod facts;
+mod family;
 mod format;
+mod gemma;
 mod gguf;
 mod llama;
+mod mapped;
+mod names;
+mod phi;
+mod phi3;
+mod quantize;
+mod qwen;
+mod rotary;
+mod safetensors;
+mod shape;
 mod step;
+mod tensors;
 
 pub use bundled::SLUICE_NANO;
 pub use cache::{BlockId, Cache, CacheFormat, CacheShape, POSITIONS};
+pub use decoder::{Decoder, LoadOptions};
+pub use directory::Directory;
 pub use error::LoadError;
 pub use gguf::{Gguf, TensorInfo, Value};
-pub use llama::{Llama, LlamaShape};
+pub use mapped::Mapped;
+pub use quantize::Quantize;
+pub use shape::{Biases, DecoderShape, Feed, LayerAttention, NormKind, Pairing, Rotary};
 pub use step::{Row, Scratch};
 
 #[cfg(test)]

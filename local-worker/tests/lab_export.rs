@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use candle_core::{Device, Tensor};
-use local_worker::model::{Cache, Gguf, Llama, Row, Scratch};
+use local_worker::model::{Cache, Decoder, Gguf, Row, Scratch};
 use local_worker::template::{ChatMessage, ChatTemplate};
 use local_worker::tokenizer::Tokenizer;
 use local_worker::train::{export, network, vocabulary};
@@ -24,7 +24,7 @@ fn an_exported_network_is_served_as_it_was_trained() {
 
     let bytes = std::fs::read(file.path()).unwrap();
     let file = Gguf::parse("test", &bytes).unwrap();
-    let model = Llama::load(&file).unwrap();
+    let model = Decoder::load(&file).unwrap();
     let tokenizer = Tokenizer::load(&file, model.shape().vocabulary).unwrap();
     let (begin, end) = tokenizer.names();
     let template = ChatTemplate::new(file.text("tokenizer.chat_template"), begin, end).unwrap();

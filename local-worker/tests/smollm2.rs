@@ -14,7 +14,7 @@
 
 use std::path::PathBuf;
 
-use local_worker::model::{Cache, Gguf, Llama, Row, Scratch};
+use local_worker::model::{Cache, Decoder, Gguf, Row, Scratch};
 use local_worker::template::ChatTemplate;
 use local_worker::tokenizer::Tokenizer;
 use local_worker::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
@@ -60,7 +60,7 @@ fn texts_templates_and_greedy_choices_are_those_of_llama_cpp() {
     let Some(path) = model_path() else { return };
     let bytes = std::fs::read(&path).unwrap();
     let file = Gguf::parse("SmolLM2", &bytes).unwrap();
-    let model = Llama::load(&file).unwrap();
+    let model = Decoder::load(&file).unwrap();
     let shape = model.shape().clone();
     let tokenizer = Tokenizer::load(&file, shape.vocabulary).unwrap();
     let (begin, end) = tokenizer.names();

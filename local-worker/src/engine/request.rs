@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::template::ChatMessage;
 
 pub use crate::model::CacheFormat;
+use crate::model::Quantize;
 
 /// Where a model's file comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct WorkerConfig {
     pub threads: usize,
     /// Tokens a conversation may hold, prompt and answer, if fewer than the model was trained for.
     pub context_limit: Option<usize>,
+    /// What weights of floating point become at load; files that are quantised stay as they are, and so does all without it.
+    pub quantize: Option<Quantize>,
     /// Memory for keys and values, in bytes: a token takes 8 bytes for each layer, key head and value of a head (46 kB with
     /// SmolLM2-135M, so the default of 512 MiB holds 11,600 of its tokens), half of that in half precision. Taken as
     /// sequences grow. A request that can't fit is refused with [`SubmitError::CacheTooSmall`]; one that fits but not now
@@ -57,6 +60,7 @@ impl Default for WorkerConfig {
             prefill_chunk: 128,
             threads: 1,
             context_limit: None,
+            quantize: None,
             cache_bytes: 512 << 20,
             cache_format: CacheFormat::Single,
             tenant_weights: BTreeMap::new(),

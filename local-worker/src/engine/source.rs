@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::front::Front;
 use super::request::{ModelInfo, ModelSource, WorkerConfig};
-use crate::model::{Gguf, Llama, LoadError, SLUICE_NANO};
+use crate::model::{Decoder, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -14,7 +14,7 @@ const DECLINE_KEY: &str = "sluice.decline";
 /// A model and what surrounds it.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub model: Llama,
+    pub model: Decoder,
     pub front: Front,
     pub info: ModelInfo,
     /// The decline text, and tokens that may be held for it.
@@ -28,7 +28,7 @@ pub(super) fn load(name: &str, source: &ModelSource, config: &WorkerConfig) -> R
         ModelSource::Bundled => load_bytes(name, name, SLUICE_NANO.ok_or(LoadError::NoBundledModel)?, config, started),
         ModelSource::Path(path) => {
             let file = path.display().to_string();
-            let bytes = std::fs::read(path).map_err(|source| LoadError::Io { file: file.clone(), source })?;
+            let bytes = Mapped::open(path).map_err(|source| LoadError::Io { file: file.clone(), source })?;
             load_bytes(name, &file, &bytes, config, started)
         }
     }
@@ -42,7 +42,8 @@ fn load_bytes(
     started: Instant,
 ) -> Result<Loaded, LoadError> {
     let file = Gguf::parse(file_name, bytes)?;
-    let model = Llama::load(&file)?;
+    let options = LoadOptions { context_limit: config.context_limit, quantize: config.quantize };
+    let model = Decoder::load_with(&file, &options)?;
     let tokenizer = Tokenizer::load(&file, model.shape().vocabulary)?;
     let source = file.text("tokenizer.chat_template");
     let (begin, end) = tokenizer.names();

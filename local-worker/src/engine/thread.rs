@@ -15,7 +15,7 @@ use super::sequence::Sequence;
 use super::source;
 use super::store::{CacheReading, Store};
 use crate::kernels::Team;
-use crate::model::{CacheShape, Llama, LoadError, Row, Scratch};
+use crate::model::{CacheShape, Decoder, LoadError, Row, Scratch};
 
 /// Rows and steps by which speed is measured before the first request.
 const WARM_UP: (usize, usize) = (32, 4);
@@ -51,14 +51,14 @@ fn team(threads: usize) -> Option<Arc<Team>> {
 /// What runs the model.
 #[derive(Debug)]
 pub(super) struct Engine {
-    model: Llama,
+    model: Decoder,
     pub(super) store: Store,
     scratch: Scratch,
     samples: SampleScratch,
 }
 
 impl Engine {
-    fn new(model: Llama, config: &WorkerConfig) -> Result<Self, LoadError> {
+    fn new(model: Decoder, config: &WorkerConfig) -> Result<Self, LoadError> {
         let shape = model.shape();
         let (layers, key_heads, head) = (shape.layers, shape.key_heads, shape.head);
         let store = Store::new(CacheShape { layers, key_heads, head, format: config.cache_format }, config)?;
@@ -90,7 +90,7 @@ impl Desk {
     ///
     /// # Errors
     /// The cache's budget holds nothing.
-    pub fn new(model: Llama, config: &WorkerConfig, context: usize) -> Result<(Self, Rates), LoadError> {
+    pub fn new(model: Decoder, config: &WorkerConfig, context: usize) -> Result<(Self, Rates), LoadError> {
         let mut engine = Engine::new(model, config)?;
         let rates = engine.warm_up(context);
         let places = (0..config.max_sequences).map(|_| None).collect();

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 
 use half::f16;
 
-use super::vector::{half_to_single, softmax};
+use super::vector::{half_to_single, soft_cap, softmax};
 use super::{Level, TILE};
 
 /// How products of a query with keys become scores.
@@ -75,7 +75,7 @@ pub fn attend<'kept, T: Element + 'kept>(
         rest = others;
     }
     if let Some(cap) = weighing.cap {
-        scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+        soft_cap(level, scores, cap);
     }
     let inverse = 1.0 / softmax(level, scores);
     out.fill(0.0);

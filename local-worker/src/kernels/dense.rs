@@ -1,12 +1,23 @@
 //! Matrices of floating point, for files that are not quantised: sixteen rows interleaved in a tile, as with integers.
+#![allow(unsafe_code, reason = "outputs are shared by threads, each with tiles of its own")]
 
-use half::f16;
+use std::ops::Range;
+
+use half::{bf16, f16};
 
 use super::activation::Activations;
+use super::team::{Output, piece};
 use super::vector::half_to_single;
 use super::{Level, TILE};
 
-/// A matrix of single or half precision.
+/// Weights times rows of input from which on a product is shared by threads.
+const WORTH_SHARING: usize = 131_072;
+/// Pieces for each thread.
+const PIECES: usize = 4;
+/// Tiles worked side by side for one row of input, so that one sum need not wait for the other.
+const ABREAST: usize = 4;
+
+/// A matrix of single precision, or of either half precision.
 #[derive(Debug)]
 pub struct DenseMatrix {
     rows: usize,
@@ -19,6 +30,7 @@ pub struct DenseMatrix {
 enum Weights {
     Single(Vec<[f32; TILE]>),
     Half(Vec<[f16; TILE]>),
+    Brain(Vec<[bf16; TILE]>),
 }
 
 impl DenseMatrix {
@@ -32,9 +44,19 @@ impl DenseMatrix {
         Self { rows, cols, weights: Weights::Half(interleave(rows, cols, weight)) }
     }
 
+    /// Packs a matrix of bfloat16.
+    pub fn pack_brain(rows: usize, cols: usize, weight: impl Fn(usize, usize) -> bf16) -> Self {
+        Self { rows, cols, weights: Weights::Brain(interleave(rows, cols, weight)) }
+    }
+
     /// Outputs.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
     }
 
     /// Memory taken, in bytes.
@@ -42,6 +64,7 @@ impl DenseMatrix {
         match &self.weights {
             Weights::Single(tiles) => size_of_val(tiles.as_slice()) as u64,
             Weights::Half(tiles) => size_of_val(tiles.as_slice()) as u64,
+            Weights::Brain(tiles) => size_of_val(tiles.as_slice()) as u64,
         }
     }
 
@@ -52,17 +75,39 @@ impl DenseMatrix {
             *value = match &self.weights {
                 Weights::Single(tiles) => tiles[from + column][lane],
                 Weights::Half(tiles) => tiles[from + column][lane].to_f32(),
+                Weights::Brain(tiles) => tiles[from + column][lane].to_f32(),
             };
         }
     }
 
-    /// See [`super::Matrix::multiply`].
+    /// See [`super::Matrix::multiply`]. Shared by the input's team where there is enough to share, as with integers.
     pub fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
+        let tiles = self.rows.div_ceil(TILE);
+        let out = Output::new(out);
+        let team = input.team().filter(|_| self.rows * self.cols * input.rows() >= WORTH_SHARING);
+        let Some(team) = team else { return self.multiply_tiles(level, 0..tiles, input, out) };
+        let size = tiles.div_ceil(team.threads() * PIECES).next_multiple_of(ABREAST);
+        team.run(tiles.div_ceil(size), &|number| self.multiply_tiles(level, piece(number, size, tiles), input, out));
+    }
+
+    fn multiply_tiles(&self, level: Level, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
+        let columns = tiles.start * self.cols..tiles.end * self.cols;
+        let place = Place { first: tiles.start, rows: self.rows };
         match &self.weights {
-            Weights::Single(tiles) => multiply_single(level, tiles, self.rows, input, out),
-            Weights::Half(tiles) => multiply_half(level, tiles, self.rows, input, out),
+            Weights::Single(weights) => multiply_single(level, &weights[columns], place, input, out),
+            Weights::Half(weights) => multiply_half(level, &weights[columns], place, input, out),
+            Weights::Brain(weights) => multiply_brain(level, &weights[columns], place, input, out),
         }
     }
+}
+
+/// Where some tiles belong.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The first tile's number.
+    first: usize,
+    /// Rows of the whole matrix.
+    rows: usize,
 }
 
 fn interleave<T: Copy + Default>(rows: usize, cols: usize, weight: impl Fn(usize, usize) -> T) -> Vec<[T; TILE]> {
@@ -76,14 +121,14 @@ fn interleave<T: Copy + Default>(rows: usize, cols: usize, weight: impl Fn(usize
 }
 
 super::vector::leveled! {
-    fn multiply_single(tiles: &[[f32; TILE]], rows: usize, input: &Activations, out: &mut [f32]) {
-        multiply_tiles(tiles, rows, input, out, |weights| *weights);
+    fn multiply_single(tiles: &[[f32; TILE]], place: Place, input: &Activations, out: Output<'_>) {
+        multiply_all(tiles, place, input, out, |weights| *weights);
     }
 }
 
 super::vector::leveled! {
-    fn multiply_half(tiles: &[[f16; TILE]], rows: usize, input: &Activations, out: &mut [f32]) {
-        multiply_tiles(tiles, rows, input, out, |weights| {
+    fn multiply_half(tiles: &[[f16; TILE]], place: Place, input: &Activations, out: Output<'_>) {
+        multiply_all(tiles, place, input, out, |weights| {
             let mut wide = [0.0; TILE];
             for (wide, weight) in wide.iter_mut().zip(weights) {
                 *wide = half_to_single(*weight);
@@ -93,49 +138,80 @@ super::vector::leveled! {
     }
 }
 
-#[inline(always)]
-fn multiply_tiles<T>(
-    tiles: &[[T; TILE]],
-    rows: usize,
-    input: &Activations,
-    out: &mut [f32],
-    widen: impl Fn(&[T; TILE]) -> [f32; TILE],
-) {
-    let mut m = 0;
-    while m < input.rows() {
-        m += match input.rows() - m {
-            1..=3 => some::<1, T>(tiles, rows, input, m, out, &widen),
-            _ => some::<4, T>(tiles, rows, input, m, out, &widen),
-        };
+super::vector::leveled! {
+    fn multiply_brain(tiles: &[[bf16; TILE]], place: Place, input: &Activations, out: Output<'_>) {
+        multiply_all(tiles, place, input, out, |weights| {
+            let mut wide = [0.0; TILE];
+            for (wide, weight) in wide.iter_mut().zip(weights) {
+                *wide = f32::from_bits(u32::from(weight.to_bits()) << 16);
+            }
+            wide
+        });
     }
 }
 
 #[inline(always)]
-fn some<const M: usize, T>(
+fn multiply_all<T>(
     tiles: &[[T; TILE]],
-    rows: usize,
+    place: Place,
     input: &Activations,
-    first: usize,
-    out: &mut [f32],
+    out: Output<'_>,
+    widen: impl Fn(&[T; TILE]) -> [f32; TILE],
+) {
+    let abreast = ABREAST * input.cols();
+    let mut m = 0;
+    while m < input.rows() {
+        if input.rows() - m >= 4 {
+            for (number, tile) in tiles.chunks_exact(input.cols()).enumerate() {
+                some::<4, 1, T>(tile, Place { first: place.first + number, ..place }, input, m, out, &widen);
+            }
+            m += 4;
+            continue;
+        }
+        let (wide, rest) = tiles.split_at(tiles.len() / abreast * abreast);
+        for (number, tiles) in wide.chunks_exact(abreast).enumerate() {
+            let place = Place { first: place.first + number * ABREAST, ..place };
+            some::<1, ABREAST, T>(tiles, place, input, m, out, &widen);
+        }
+        let first = place.first + wide.len() / input.cols();
+        for (number, tile) in rest.chunks_exact(input.cols()).enumerate() {
+            some::<1, 1, T>(tile, Place { first: first + number, ..place }, input, m, out, &widen);
+        }
+        m += 1;
+    }
+}
+
+/// `M` rows of input from `m` on with `N` neighbouring tiles; every output is summed column after column.
+#[inline(always)]
+fn some<const M: usize, const N: usize, T>(
+    tiles: &[[T; TILE]],
+    place: Place,
+    input: &Activations,
+    m: usize,
+    out: Output<'_>,
     widen: &impl Fn(&[T; TILE]) -> [f32; TILE],
-) -> usize {
-    let inputs: [&[f32]; M] = std::array::from_fn(|m| input.row(first + m));
-    for (tile, columns) in tiles.chunks_exact(input.cols()).enumerate() {
-        let mut total = [[0.0f32; TILE]; M];
-        for (column, weights) in columns.iter().enumerate() {
-            let weights = widen(weights);
-            for m in 0..M {
-                let value = inputs[m][column];
+) {
+    let cols = input.cols();
+    let inputs: [&[f32]; M] = std::array::from_fn(|at| &input.row(m + at)[..cols]);
+    let tiles: [&[[T; TILE]]; N] = std::array::from_fn(|n| &tiles[n * cols..(n + 1) * cols]);
+    let mut total = [[[0.0f32; TILE]; N]; M];
+    for column in 0..cols {
+        for n in 0..N {
+            let weights = widen(&tiles[n][column]);
+            for at in 0..M {
+                let value = inputs[at][column];
                 for lane in 0..TILE {
-                    total[m][lane] += weights[lane] * value;
+                    total[at][n][lane] += weights[lane] * value;
                 }
             }
         }
-        let count = TILE.min(rows - tile * TILE);
-        for (m, total) in total.iter().enumerate() {
-            let at = (first + m) * rows + tile * TILE;
-            out[at..at + count].copy_from_slice(&total[..count]);
+    }
+    for (at, total) in total.iter().enumerate() {
+        for (n, total) in total.iter().enumerate() {
+            let row = (place.first + n) * TILE;
+            let count = TILE.min(place.rows - row);
+            // SAFETY: these places belong to this tile, which one thread works.
+            unsafe { out.put((m + at) * place.rows + row, &total[..count]) };
         }
     }
-    M
 }

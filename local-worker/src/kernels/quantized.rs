@@ -169,6 +169,11 @@ impl QuantizedMatrix {
         self.rows
     }
 
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Memory taken, in bytes.
     pub fn bytes(&self) -> u64 {
         let half = (self.half_scales.len() + self.half_minima.len()) * TILE * 2;

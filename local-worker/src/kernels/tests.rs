@@ -98,13 +98,15 @@ proptest! {
     }
 
     #[test]
-    fn dense_products_are_right(rows in 1usize..40, cols in 1usize..70, m in 1usize..9, seed in any::<u32>()) {
-        let weight = |row: usize, col: usize| f16::from_f32(pseudo(u64::from(seed), row * cols + col));
+    fn dense_products_are_right(rows in 1usize..150, cols in 1usize..70, m in 1usize..9, seed in any::<u32>()) {
+        // Few bits, so that every precision holds the same.
+        let weight = |row: usize, col: usize| f16::from_f32((pseudo(u64::from(seed), row * cols + col) * 64.0).round() / 64.0);
         let single = DenseMatrix::pack_single(rows, cols, |row, col| weight(row, col).to_f32());
         let half = DenseMatrix::pack_half(rows, cols, weight);
+        let brain = DenseMatrix::pack_brain(rows, cols, |row, col| half::bf16::from_f32(weight(row, col).to_f32()));
         for level in Level::available() {
             let input = activations(level, m, cols, 5);
-            for matrix in [&single, &half] {
+            for matrix in [&single, &half, &brain] {
                 let mut out = vec![0.0; m * rows];
                 matrix.multiply(level, &input, &mut out);
                 for m in 0..m {
@@ -115,6 +117,11 @@ proptest! {
                         prop_assert!((got - want).abs() < 1e-4, "{level:?}: {got} for {want}");
                     }
                 }
+                let mut alone = vec![0.0; rows];
+                let mut last = Activations::default();
+                last.reset(1, cols).copy_from_slice(input.row(m - 1));
+                matrix.multiply(level, &last, &mut alone);
+                prop_assert_eq!(&alone, &out[(m - 1) * rows..], "a row alone and among others, {:?}", level);
             }
         }
     }
@@ -123,8 +130,10 @@ proptest! {
 #[test]
 fn threads_change_no_bit() {
     let team = Arc::new(Team::new("team", 3).unwrap());
-    for (kind, zero) in KINDS {
-        let matrix = matrix(kind, zero, 300, 256, 4);
+    let quantised = KINDS.map(|(kind, zero)| Matrix::Quantized(matrix(kind, zero, 300, 256, 4)));
+    let weight = |row: usize, col: usize| pseudo(4, row * 256 + col);
+    let dense = Matrix::Dense(DenseMatrix::pack_single(300, 256, weight));
+    for (number, matrix) in quantised.iter().chain([&dense]).enumerate() {
         for level in Level::available() {
             let alone = activations(level, 5, 256, 8);
             let mut shared = Activations::shared_by(Some(Arc::clone(&team)));
@@ -135,7 +144,7 @@ fn threads_change_no_bit() {
             let (mut want, mut got) = (vec![0.0; 5 * 300], vec![0.0; 5 * 300]);
             matrix.multiply(level, &alone, &mut want);
             matrix.multiply(level, &shared, &mut got);
-            assert_eq!(want, got, "{kind:?} {level:?}");
+            assert_eq!(want, got, "{number} {level:?}");
         }
     }
 }

@@ -88,12 +88,51 @@ leveled! {
 }
 
 leveled! {
-    /// Turns each pair of neighbours by its angle, in every head of `head` values; the angles' cosines and sines may be fewer
-    /// than half a head, the rest stays.
-    pub fn rope(values: &mut [f32], head: usize, cosines: &[f32], sines: &[f32]) {
+    /// `out = (x − mean(x)) / √(variance(x) + epsilon) · weight + bias`, all of one length (the variance over all of `x`).
+    pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
+        let count = x.len().max(1) as f32;
+        let mean = sum(x) / count;
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x - mean;
+        }
+        let factor = 1.0 / (sum_products(out, out) / count + epsilon).sqrt();
+        for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
+            *out = *out * factor * weight + bias;
+        }
+    }
+}
+
+leveled! {
+    /// [`rms_norm`] of every `weight.len()` values in their place: each head of a row, or each row.
+    pub fn rms_norm_parts(values: &mut [f32], weight: &[f32], epsilon: f32) {
+        for part in values.chunks_exact_mut(weight.len()) {
+            let factor = 1.0 / (sum_products(part, part) / weight.len() as f32 + epsilon).sqrt();
+            for (value, weight) in part.iter_mut().zip(weight) {
+                *value = *value * factor * weight;
+            }
+        }
+    }
+}
+
+leveled! {
+    /// Turns pairs of values by their angle, in every head of `head` values: neighbours where files keep rows permuted for
+    /// that (GGUF's Llama). The angles' cosines and sines may be fewer than half a head, the rest stays.
+    pub fn rope_neighbours(values: &mut [f32], head: usize, cosines: &[f32], sines: &[f32]) {
         for values in values.chunks_exact_mut(head) {
             for ((pair, cosine), sine) in values.as_chunks_mut::<2>().0.iter_mut().zip(cosines).zip(sines) {
                 *pair = [pair[0] * cosine - pair[1] * sine, pair[0] * sine + pair[1] * cosine];
+            }
+        }
+    }
+}
+
+leveled! {
+    /// As [`rope_neighbours`], a pair being the same places of the first and the second half of what is turned.
+    pub fn rope_halves(values: &mut [f32], head: usize, cosines: &[f32], sines: &[f32]) {
+        for values in values.chunks_exact_mut(head) {
+            let (first, rest) = values.split_at_mut(cosines.len());
+            for (((a, b), cosine), sine) in first.iter_mut().zip(rest).zip(cosines).zip(sines) {
+                (*a, *b) = (*a * cosine - *b * sine, *a * sine + *b * cosine);
             }
         }
     }
@@ -104,6 +143,51 @@ leveled! {
     pub fn add(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {
             *x += y;
+        }
+    }
+}
+
+leveled! {
+    /// Adds one row to each row of `rows`.
+    pub fn add_to_rows(rows: &mut [f32], row: &[f32]) {
+        for values in rows.chunks_exact_mut(row.len().max(1)) {
+            for (value, more) in values.iter_mut().zip(row) {
+                *value += more;
+            }
+        }
+    }
+}
+
+leveled! {
+    /// `x · factor`, in its place.
+    pub fn multiply_by(x: &mut [f32], factor: f32) {
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+leveled! {
+    /// `cap · tanh(x / cap)`, in its place: what Gemma 2 does to scores and logits.
+    pub fn soft_cap(values: &mut [f32], cap: f32) {
+        for value in values {
+            *value = cap - 2.0 * cap / (exponential(*value / cap * 2.0) + 1.0);
+        }
+    }
+}
+
+leveled! {
+    /// `out = gelu(gate) · up`, all of one length, by the approximation with tanh (Hendrycks and Gimpel 2016, section 2).
+    pub fn gelu_multiply(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gelu_of(*gate) * up;
+        }
+    }
+}
+
+leveled! {
+    /// `out = gelu(x)`, see [`gelu_multiply`].
+    pub fn gelu(x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = gelu_of(*x);
         }
     }
 }
@@ -185,6 +269,24 @@ fn maximum(values: &[f32]) -> f32 {
     largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
 }
 
+/// `x / 2 · (1 + tanh y) = x · sigmoid(2 y)` with `y = √(2/π) · (x + 0.044715 x³)`.
+#[inline(always)]
+fn gelu_of(x: f32) -> f32 {
+    x / (1.0 + exponential(-1.595_769 * (x + 0.044_715 * x * x * x)))
+}
+
+#[inline(always)]
+fn sum(x: &[f32]) -> f32 {
+    let mut total = [0.0f32; TILE];
+    let (x, rest) = x.as_chunks::<TILE>();
+    for x in x {
+        for (total, x) in total.iter_mut().zip(x) {
+            *total += x;
+        }
+    }
+    total.iter().sum::<f32>() + rest.iter().sum::<f32>()
+}
+
 /// The scalar product.
 #[inline(always)]
 pub(super) fn sum_products(x: &[f32], y: &[f32]) -> f32 {
@@ -230,6 +332,56 @@ mod tests {
         }
         assert!(exponential(f32::NAN).is_nan());
         assert!(exponential(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn norms_gates_and_turns_are_those_of_the_textbook() {
+        let x: Vec<f32> = (0..40).map(|i| (i as f32 * 0.73).sin() * 3.0 + 0.5).collect();
+        let weight: Vec<f32> = (0..40).map(|i| 1.0 + (i as f32 * 0.31).cos() * 0.2).collect();
+        let near = |got: f32, want: f64| {
+            assert!((f64::from(got) - want).abs() < 4e-6 * (1.0 + want.abs()), "{got} for {want}")
+        };
+        let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+        let mean = wide.iter().sum::<f64>() / 40.0;
+        let variance = wide.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 40.0;
+        for level in Level::available() {
+            let mut out = vec![0.0; 40];
+            layer_norm(level, &x, &weight, &x, 1e-5, &mut out);
+            (0..40).for_each(|i| {
+                near(out[i], (wide[i] - mean) / (variance + 1e-5).sqrt() * f64::from(weight[i]) + wide[i])
+            });
+            let mut parts = x.clone();
+            rms_norm_parts(level, &mut parts, &weight[..8], 1e-5);
+            for (i, got) in parts.iter().enumerate() {
+                let square = wide[i / 8 * 8..][..8].iter().map(|x| x * x).sum::<f64>() / 8.0;
+                near(*got, wide[i] / (square + 1e-5).sqrt() * f64::from(weight[i % 8]));
+            }
+            gelu(level, &x, &mut out);
+            let exact =
+                |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+            (0..40).for_each(|i| near(out[i], exact(wide[i])));
+            let mut capped = x.clone();
+            soft_cap(level, &mut capped, 2.0);
+            (0..40).for_each(|i| near(capped[i], 2.0 * (wide[i] / 2.0).tanh()));
+            let (mut halves, mut neighbours) = (x.clone(), x.clone());
+            let (cosines, sines) = ([0.6, 0.0, 1.0], [0.8, 1.0, 0.0]);
+            rope_halves(level, &mut halves, 10, &cosines, &sines);
+            rope_neighbours(level, &mut neighbours, 10, &cosines, &sines);
+            for head in 0..4 {
+                for pair in 0..3 {
+                    for (got, at, apart) in [(&halves, head * 10 + pair, 3), (&neighbours, head * 10 + 2 * pair, 1)] {
+                        let (a, b) = (wide[at], wide[at + apart]);
+                        let (cosine, sine) = (f64::from(cosines[pair]), f64::from(sines[pair]));
+                        near(got[at], a * cosine - b * sine);
+                        near(got[at + apart], a * sine + b * cosine);
+                    }
+                }
+                assert_eq!(
+                    (&halves[head * 10 + 6..][..4], &neighbours[head * 10 + 6..][..4]),
+                    (&x[head * 10 + 6..][..4], &x[head * 10 + 6..][..4])
+                );
+            }
+        }
     }
 
     #[test]

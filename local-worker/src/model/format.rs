@@ -1,9 +1,9 @@
-//! The element types of GGUF tensors, and how each becomes a packed matrix. The layouts are those of ggml: blocks of 32
+//! The element types of tensors, and how each becomes a packed matrix. The layouts are those of ggml: blocks of 32
 //! weights, or of 256 with eight or sixteen smaller ones inside.
 
+use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 
-use super::{Gguf, LoadError};
 use crate::kernels::{BLOCK, DenseMatrix, Kind, Matrix, QuantizedMatrix, Unit};
 
 /// An element type this build can read.
@@ -43,7 +43,7 @@ impl Format {
     }
 
     /// Weights of one block, and its bytes.
-    fn block(self) -> (usize, usize) {
+    pub fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
             Self::F16 | Self::BF16 => (1, 2),
@@ -56,6 +56,33 @@ impl Format {
             Self::Q5_K => (256, 176),
             Self::Q6_K => (256, 210),
         }
+    }
+
+    /// The same in candle, for quantising; `None` for formats that are not quantised.
+    pub fn candle(self) -> Option<GgmlDType> {
+        Some(match self {
+            Self::F32 | Self::F16 | Self::BF16 => return None,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4_1 => GgmlDType::Q4_1,
+            Self::Q5_0 => GgmlDType::Q5_0,
+            Self::Q5_1 => GgmlDType::Q5_1,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q4_K => GgmlDType::Q4K,
+            Self::Q5_K => GgmlDType::Q5K,
+            Self::Q6_K => GgmlDType::Q6K,
+        })
+    }
+
+    /// Whether weights stand for themselves, without blocks.
+    pub fn dense(self) -> bool {
+        self.block().0 == 1
+    }
+
+    /// Bytes of `rows` rows of `cols` weights; `None` where rows are no whole blocks or the number is beyond all bounds.
+    pub fn bytes(self, rows: u64, cols: u64) -> Option<u64> {
+        let (weights, size) = self.block();
+        let whole = cols.is_multiple_of(weights as u64);
+        whole.then(|| rows.checked_mul(cols)?.checked_div(weights as u64)?.checked_mul(size as u64)).flatten()
     }
 
     /// How integers of this format are kept, and their zero point.
@@ -72,29 +99,14 @@ impl Format {
     }
 }
 
-/// Reads tensor `name` as a matrix of `rows` by `cols`, packed.
-pub fn read_matrix(file: &Gguf<'_>, name: &str, rows: usize, cols: usize) -> Result<(Matrix, Format), LoadError> {
-    let (bytes, format) = tensor_bytes(file, name, &[cols as u64, rows as u64])?;
+/// Packs `rows` rows of `cols` weights, given as a file has them: row after row, as many bytes as [`Format::bytes`] says.
+///
+/// # Errors
+/// A number is not finite.
+pub fn pack(bytes: &[u8], format: Format, rows: usize, cols: usize) -> Result<Matrix, NotFinite> {
     let (weights, size) = format.block();
-    let not_finite = || file.malformed(format!("tensor {name} holds a number that is not finite"));
     if weights == 1 {
-        let matrix = match format {
-            Format::F16 => {
-                let weight = |row: usize, col: usize| f16::from_le_bytes(pair(bytes, (row * cols + col) * 2));
-                if bytes.as_chunks::<2>().0.iter().any(|pair| !f16::from_le_bytes(*pair).is_finite()) {
-                    return Err(not_finite());
-                }
-                DenseMatrix::pack_half(rows, cols, weight)
-            }
-            _ => {
-                let single = singles(bytes, format);
-                if single.iter().any(|weight| !weight.is_finite()) {
-                    return Err(not_finite());
-                }
-                DenseMatrix::pack_single(rows, cols, |row, col| single[row * cols + col])
-            }
-        };
-        return Ok((Matrix::Dense(matrix), format));
+        return pack_dense(bytes, format, rows, cols);
     }
     let (kind, zero) = format.packing();
     let mut finite = true;
@@ -105,52 +117,36 @@ pub fn read_matrix(file: &Gguf<'_>, name: &str, rows: usize, cols: usize) -> Res
         finite &= unit.scale.iter().all(|scale| scale.is_finite()) && unit.minimum.is_finite();
         unit
     });
-    if finite { Ok((Matrix::Quantized(matrix), format)) } else { Err(not_finite()) }
+    if finite { Ok(Matrix::Quantized(matrix)) } else { Err(NotFinite) }
 }
 
-/// Reads tensor `name` as a list of `length` floats.
-pub fn read_vector(file: &Gguf<'_>, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
-    let (bytes, format) = tensor_bytes(file, name, &[length as u64])?;
-    if format.block().0 != 1 {
-        return Err(
-            file.unsupported(format!("tensor {name} is {format:?}; only F32, F16 and BF16 are supported for it"))
-        );
-    }
-    let values = singles(bytes, format);
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok(values),
-        false => Err(file.malformed(format!("tensor {name} holds a number that is not finite"))),
-    }
-}
-
-/// A tensor's bytes, after its shape and type were found as expected.
-fn tensor_bytes<'bytes>(file: &Gguf<'bytes>, name: &str, shape: &[u64]) -> Result<(&'bytes [u8], Format), LoadError> {
-    let info = file.tensor(name).ok_or_else(|| file.malformed(format!("tensor {name} is missing")))?;
-    let mut dimensions = info.dimensions.as_slice();
-    while let ([rest @ .., 1], true) = (dimensions, dimensions.len() > shape.len()) {
-        dimensions = rest;
-    }
-    if dimensions != shape {
-        let problem = format!("tensor {name} has the shape {:?}, the metadata asks for {shape:?}", info.dimensions);
-        return Err(file.malformed(problem));
-    }
-    let Some(format) = Format::from_id(info.type_id) else {
-        let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K are supported";
-        return Err(file.unsupported(format!("tensor {name} has the element type {}; {known}", info.type_id)));
+fn pack_dense(bytes: &[u8], format: Format, rows: usize, cols: usize) -> Result<Matrix, NotFinite> {
+    let pairs = bytes.as_chunks::<2>().0;
+    let all = |finite: bool, matrix: &dyn Fn() -> DenseMatrix| {
+        if finite { Ok(Matrix::Dense(matrix())) } else { Err(NotFinite) }
     };
-    let (weights, size) = format.block();
-    if !shape[0].is_multiple_of(weights as u64) {
-        let problem =
-            format!("tensor {name} has rows of {} weights, {format:?} needs multiples of {weights}", shape[0]);
-        return Err(file.malformed(problem));
+    match format {
+        Format::F16 => all(pairs.iter().all(|pair| f16::from_le_bytes(*pair).is_finite()), &|| {
+            DenseMatrix::pack_half(rows, cols, |row, col| f16::from_le_bytes(pairs[row * cols + col]))
+        }),
+        Format::BF16 => all(pairs.iter().all(|pair| bf16::from_le_bytes(*pair).is_finite()), &|| {
+            DenseMatrix::pack_brain(rows, cols, |row, col| bf16::from_le_bytes(pairs[row * cols + col]))
+        }),
+        _ => {
+            let fours = bytes.as_chunks::<4>().0;
+            all(fours.iter().all(|four| f32::from_le_bytes(*four).is_finite()), &|| {
+                DenseMatrix::pack_single(rows, cols, |row, col| f32::from_le_bytes(fours[row * cols + col]))
+            })
+        }
     }
-    let elements = shape.iter().product::<u64>();
-    let length = (elements / weights as u64).checked_mul(size as u64);
-    let length = length.ok_or_else(|| file.malformed(format!("tensor {name} is impossibly large")))?;
-    Ok((file.tensor_bytes(name, info, length)?, format))
 }
 
-fn singles(bytes: &[u8], format: Format) -> Vec<f32> {
+/// A tensor holds a number that is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotFinite;
+
+/// Numbers of a dense format in single precision.
+pub fn singles(bytes: &[u8], format: Format) -> Vec<f32> {
     match format {
         Format::F16 => bytes.as_chunks::<2>().0.iter().map(|pair| f16::from_le_bytes(*pair).to_f32()).collect(),
         Format::BF16 => bytes.as_chunks::<2>().0.iter().map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect(),

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::LoadError;
+use super::format::Format;
+use super::tensors::Tensors;
 
 /// Keys and tensors a file may have; real ones have some hundreds.
 const MOST_ENTRIES: u64 = 1 << 20;
@@ -140,6 +142,50 @@ impl<'bytes> Gguf<'bytes> {
     /// Something this build can't do with this file.
     pub fn unsupported(&self, problem: impl Into<String>) -> LoadError {
         LoadError::Unsupported { file: self.name.clone(), problem: problem.into() }
+    }
+}
+
+impl Tensors for Gguf<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], Format), LoadError> {
+        let info = self.tensor(name).ok_or_else(|| self.malformed(format!("tensor {name} is missing")))?;
+        // The file has the fastest running first, and sometimes ones at the end.
+        let wanted: Vec<u64> = shape.iter().rev().map(|size| *size as u64).collect();
+        let mut dimensions = info.dimensions.as_slice();
+        while let ([rest @ .., 1], true) = (dimensions, dimensions.len() > wanted.len()) {
+            dimensions = rest;
+        }
+        if dimensions != wanted {
+            let problem =
+                format!("tensor {name} has the shape {:?}, the metadata asks for {wanted:?}", info.dimensions);
+            return Err(self.malformed(problem));
+        }
+        let Some(format) = Format::from_id(info.type_id) else {
+            let known = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K are supported";
+            return Err(self.unsupported(format!("tensor {name} has the element type {}; {known}", info.type_id)));
+        };
+        let (weights, _) = format.block();
+        let (cols, rows) = (wanted[0], wanted[1..].iter().product::<u64>());
+        let Some(length) = format.bytes(rows, cols) else {
+            let problem = format!("tensor {name} has rows of {cols} weights, {format:?} needs multiples of {weights}");
+            return Err(self.malformed(problem));
+        };
+        Ok((self.tensor_bytes(name, info, length)?, format))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn fault(&self, _name: &str, problem: String) -> LoadError {
+        self.malformed(problem)
+    }
+
+    fn refusal(&self, _name: &str, problem: String) -> LoadError {
+        self.unsupported(problem)
     }
 }
 

@@ -6,8 +6,12 @@
 use std::sync::Arc;
 
 use super::cache::{Cache, Look};
-use super::llama::{Layer, Llama};
-use crate::kernels::{Activations, Team, Weighing, add, rms_norm, rope, silu_multiply};
+use super::decoder::{Decoder, Layer, Linear, Norm};
+use super::shape::{DecoderShape, Feed, NormKind, Pairing};
+use crate::kernels::{
+    Activations, Level, Team, Weighing, add, add_to_rows, gelu, gelu_multiply, layer_norm, multiply_by, rms_norm,
+    rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap,
+};
 
 /// One token to work through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +40,15 @@ pub struct Scratch {
     inner: Activations,
     back: Vec<f32>,
     scores: Vec<f32>,
+    turns: Vec<Turns>,
+    logits: Vec<f32>,
+}
+
+/// Cosines and sines of one rotary table, for every row.
+#[derive(Debug, Default)]
+struct Turns {
     cosines: Vec<f32>,
     sines: Vec<f32>,
-    logits: Vec<f32>,
 }
 
 impl Scratch {
@@ -49,7 +59,7 @@ impl Scratch {
     }
 }
 
-impl Llama {
+impl Decoder {
     /// Works through `rows` and returns the logits of those that asked, one vocabulary after the other in the order of rows.
     ///
     /// Rows of one sequence must come in the order of their positions, and a bounded cache must have had their positions
@@ -65,7 +75,10 @@ impl Llama {
             let token = row.token as usize;
             self.embedding.read_row(if token < self.shape.vocabulary { token } else { 0 }, stream);
         }
-        self.turn(scratch, rows);
+        if self.shape.embedding_scale != 1.0 {
+            multiply_by(self.level, &mut scratch.stream, self.shape.embedding_scale);
+        }
+        scratch.turn(&self.shape, rows);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(layer, index, cache, scratch, rows);
             self.feed_forward(layer, scratch, rows.len());
@@ -73,43 +86,32 @@ impl Llama {
         self.logits(scratch, rows)
     }
 
-    /// Cosines and sines of every row's angles; the same for all layers.
-    fn turn(&self, scratch: &mut Scratch, rows: &[Row]) {
-        scratch.cosines.clear();
-        scratch.sines.clear();
-        for row in rows {
-            for frequency in &self.shape.frequencies {
-                let (sine, cosine) = (row.position as f64 * f64::from(*frequency)).sin_cos();
-                scratch.cosines.push(cosine as f32);
-                scratch.sines.push(sine as f32);
-            }
-        }
-    }
-
     fn attention(&self, layer: &Layer, index: usize, cache: &mut Cache, scratch: &mut Scratch, rows: &[Row]) {
         let (shape, level) = (&self.shape, self.level);
-        let (queries, keys, pairs) = (shape.heads * shape.head, shape.key_heads * shape.head, shape.frequencies.len());
-        self.norm_into(&layer.attention_norm, &scratch.stream, &mut scratch.normed, rows.len());
+        let (queries, keys) = (shape.heads * shape.head, shape.key_heads * shape.head);
+        self.norm_into(&layer.attention_norm, &scratch.stream, &mut scratch.normed);
         scratch.queries.resize(rows.len() * queries, 0.0);
         scratch.keys.resize(rows.len() * keys, 0.0);
         scratch.values.resize(rows.len() * keys, 0.0);
         layer.query.multiply(level, &scratch.normed, &mut scratch.queries);
         layer.key.multiply(level, &scratch.normed, &mut scratch.keys);
         layer.value.multiply(level, &scratch.normed, &mut scratch.values);
+        if let Some([query, key]) = &layer.head_norms {
+            rms_norm_parts(level, &mut scratch.queries, query, shape.epsilon);
+            rms_norm_parts(level, &mut scratch.keys, key, shape.epsilon);
+        }
+        scratch.turn_heads(shape, level, index, rows.len());
         for (at, row) in rows.iter().enumerate() {
-            let angles = at * pairs..(at + 1) * pairs;
-            let (cosines, sines) = (&scratch.cosines[angles.clone()], &scratch.sines[angles]);
-            let (query, key) = (at * queries..(at + 1) * queries, at * keys..(at + 1) * keys);
-            rope(level, &mut scratch.queries[query], shape.head, cosines, sines);
-            rope(level, &mut scratch.keys[key.clone()], shape.head, cosines, sines);
+            let key = at * keys..(at + 1) * keys;
             cache.put(row.slot, index, row.position, &scratch.keys[key.clone()], &scratch.values[key]);
         }
         let out = scratch.attended.reset(rows.len(), queries);
-        let weighing = Weighing { scale: 1.0 / (shape.head as f32).sqrt(), cap: None };
-        let shared = shape.heads / shape.key_heads;
+        let weighing = Weighing { scale: shape.scale, cap: shape.score_cap };
+        let (shared, window) = (shape.heads / shape.key_heads, shape.attention[index].window);
         for (at, row) in rows.iter().enumerate() {
+            let first = window.map_or(0, |window| (row.position + 1).saturating_sub(window));
             for head in 0..shape.heads {
-                let (key_head, positions) = (head / shared, 0..row.position + 1);
+                let (key_head, positions) = (head / shared, first..row.position + 1);
                 let look = Look { slot: row.slot, layer: index, key_head, positions, weighing };
                 let part = at * queries + head * shape.head..at * queries + (head + 1) * shape.head;
                 cache.attend(level, &look, &scratch.queries[part.clone()], &mut scratch.scores, &mut out[part]);
@@ -118,20 +120,37 @@ impl Llama {
         scratch.attended.quantize(level);
         scratch.back.resize(rows.len() * shape.width, 0.0);
         layer.output.multiply(level, &scratch.attended, &mut scratch.back);
-        add(level, &mut scratch.stream, &scratch.back);
+        self.add_back(layer.attention_post_norm.as_ref(), scratch);
     }
 
     fn feed_forward(&self, layer: &Layer, scratch: &mut Scratch, rows: usize) {
         let (hidden, level) = (self.shape.hidden, self.level);
-        self.norm_into(&layer.feed_norm, &scratch.stream, &mut scratch.normed, rows);
-        scratch.gate.resize(rows * hidden, 0.0);
+        if let Some(norm) = &layer.feed_norm {
+            self.norm_into(norm, &scratch.stream, &mut scratch.normed);
+        }
         scratch.up.resize(rows * hidden, 0.0);
-        layer.gate.multiply(level, &scratch.normed, &mut scratch.gate);
         layer.up.multiply(level, &scratch.normed, &mut scratch.up);
-        silu_multiply(level, &scratch.gate, &scratch.up, scratch.inner.reset(rows, hidden));
+        if let Some(gate) = &layer.gate {
+            scratch.gate.resize(rows * hidden, 0.0);
+            gate.multiply(level, &scratch.normed, &mut scratch.gate);
+        }
+        let inner = scratch.inner.reset(rows, hidden);
+        match self.shape.feed {
+            Feed::GatedSilu => silu_multiply(level, &scratch.gate, &scratch.up, inner),
+            Feed::GatedGelu => gelu_multiply(level, &scratch.gate, &scratch.up, inner),
+            Feed::Gelu => gelu(level, &scratch.up, inner),
+        }
         scratch.inner.quantize(level);
         layer.down.multiply(level, &scratch.inner, &mut scratch.back);
-        add(level, &mut scratch.stream, &scratch.back);
+        self.add_back(layer.feed_post_norm.as_ref(), scratch);
+    }
+
+    /// Adds what a part gave to the stream, normed where the family does.
+    fn add_back(&self, norm: Option<&Norm>, scratch: &mut Scratch) {
+        if let Some(norm) = norm {
+            rms_norm_parts(self.level, &mut scratch.back, &norm.weight, self.shape.epsilon);
+        }
+        add(self.level, &mut scratch.stream, &scratch.back);
     }
 
     fn logits<'scratch>(&self, scratch: &'scratch mut Scratch, rows: &[Row]) -> &'scratch [f32] {
@@ -140,21 +159,80 @@ impl Llama {
         let normed = scratch.normed.reset(wanted, width);
         let asking = scratch.stream.chunks_exact(width).zip(rows).filter(|(_, row)| row.wants_logits);
         for ((stream, _), out) in asking.zip(normed.chunks_exact_mut(width)) {
-            rms_norm(self.level, stream, &self.norm, self.shape.epsilon, out);
+            self.norm_row(&self.norm, stream, out);
         }
         scratch.normed.quantize(self.level);
         scratch.logits.resize(wanted * self.shape.vocabulary, 0.0);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         head.multiply(self.level, &scratch.normed, &mut scratch.logits);
+        if let Some(bias) = &self.head_bias {
+            add_to_rows(self.level, &mut scratch.logits, bias);
+        }
+        if let Some(cap) = self.shape.logit_cap {
+            soft_cap(self.level, &mut scratch.logits, cap);
+        }
         &scratch.logits
     }
 
-    fn norm_into(&self, weight: &[f32], stream: &[f32], out: &mut Activations, rows: usize) {
+    fn norm_into(&self, norm: &Norm, stream: &[f32], out: &mut Activations) {
         let width = self.shape.width;
-        let normed = out.reset(rows, width);
+        let normed = out.reset(stream.len() / width, width);
         for (stream, normed) in stream.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
-            rms_norm(self.level, stream, weight, self.shape.epsilon, normed);
+            self.norm_row(norm, stream, normed);
         }
         out.quantize(self.level);
+    }
+
+    fn norm_row(&self, norm: &Norm, row: &[f32], out: &mut [f32]) {
+        match self.shape.norm {
+            NormKind::Rms => rms_norm(self.level, row, &norm.weight, self.shape.epsilon, out),
+            NormKind::Layer => layer_norm(self.level, row, &norm.weight, &norm.bias, self.shape.epsilon, out),
+        }
+    }
+}
+
+impl Linear {
+    fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
+        self.matrix.multiply(level, input, out);
+        if let Some(bias) = &self.bias {
+            add_to_rows(level, out, bias);
+        }
+    }
+}
+
+impl Scratch {
+    /// Cosines and sines of every row's angles, for each rotary table; the same for all layers that use it.
+    fn turn(&mut self, shape: &DecoderShape, rows: &[Row]) {
+        self.turns.resize_with(shape.rotary.len(), Turns::default);
+        for (turns, rotary) in self.turns.iter_mut().zip(&shape.rotary) {
+            turns.cosines.clear();
+            turns.sines.clear();
+            for row in rows {
+                for frequency in &rotary.frequencies {
+                    let (sine, cosine) = (row.position as f64 * f64::from(*frequency)).sin_cos();
+                    turns.cosines.push(cosine as f32 * rotary.magnitude);
+                    turns.sines.push(sine as f32 * rotary.magnitude);
+                }
+            }
+        }
+    }
+
+    /// Turns the queries and keys of a layer.
+    fn turn_heads(&mut self, shape: &DecoderShape, level: Level, layer: usize, rows: usize) {
+        let table = shape.attention[layer].rotary;
+        let (rotary, turns) = (&shape.rotary[table], &self.turns[table]);
+        let (queries, keys, pairs) = (shape.heads * shape.head, shape.key_heads * shape.head, rotary.frequencies.len());
+        for at in 0..rows {
+            let angles = at * pairs..(at + 1) * pairs;
+            let (cosines, sines) = (&turns.cosines[angles.clone()], &turns.sines[angles]);
+            let query = &mut self.queries[at * queries..(at + 1) * queries];
+            let key = &mut self.keys[at * keys..(at + 1) * keys];
+            for values in [query, key] {
+                match rotary.pairing {
+                    Pairing::Neighbours => rope_neighbours(level, values, shape.head, cosines, sines),
+                    Pairing::Halves => rope_halves(level, values, shape.head, cosines, sines),
+                }
+            }
+        }
     }
 }

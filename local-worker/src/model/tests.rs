@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
-use super::format::{read_matrix, read_vector};
+use super::tensors::{Loader, Part};
 use super::*;
 use crate::kernels::Level;
 
@@ -95,8 +95,8 @@ fn metadata() -> Vec<(&'static str, CandleValue)> {
 }
 
 impl Model {
-    fn load(&self, level: Level) -> Llama {
-        Llama::load_for(&Gguf::parse("test", &self.bytes).unwrap(), level).unwrap()
+    fn load(&self, level: Level) -> Decoder {
+        Decoder::load_for(&Gguf::parse("test", &self.bytes).unwrap(), &LoadOptions::default(), level).unwrap()
     }
 
     /// The textbook, in double precision: the logits after the last of `tokens`.
@@ -192,7 +192,9 @@ fn every_format_is_read_as_candle_reads_it() {
         write(&mut bytes, &[], &[("w", &tensor)]).unwrap();
         let bytes = bytes.into_inner();
         let file = Gguf::parse("test", &bytes).unwrap();
-        let (matrix, _) = read_matrix(&file, "w", rows, cols).unwrap();
+        let loader = Loader::new(&file, None);
+        let read = |rows: usize, cols: usize| loader.matrix("w", &Part::whole(rows), cols, false);
+        let matrix = read(rows, cols).unwrap();
         let mut values = vec![0.0; cols];
         for (row, kept) in kept.iter().enumerate() {
             matrix.read_row(row, &mut values);
@@ -200,8 +202,8 @@ fn every_format_is_read_as_candle_reads_it() {
                 assert!((got - want).abs() <= 1e-5 * want.abs() + 1e-6, "{dtype:?}: {got} for {want}");
             }
         }
-        assert!(read_matrix(&file, "w", cols, rows).unwrap_err().to_string().contains("shape"));
-        assert!(read_vector(&file, "missing", 3).unwrap_err().to_string().contains("missing is missing"));
+        assert!(read(cols, rows).unwrap_err().to_string().contains("shape"));
+        assert!(loader.vector("missing", &Part::whole(3)).unwrap_err().to_string().contains("missing is missing"));
     }
 }
 
@@ -301,7 +303,7 @@ proptest! {
             bytes[place as usize % head] = byte;
         }
         let _either_is_fine = Gguf::parse("damaged", &bytes).and_then(|file| {
-            let model = Llama::load_for(&file, Level::Scalar)?;
+            let model = Decoder::load_for(&file, &LoadOptions::default(), Level::Scalar)?;
             crate::tokenizer::Tokenizer::load(&file, model.shape().vocabulary).map(drop)
         });
     }
@@ -310,7 +312,7 @@ proptest! {
 #[test]
 fn faults_are_named() {
     let sound = crate::testing::Script::default().gguf();
-    let load = |bytes: &[u8]| Gguf::parse("bad.gguf", bytes).and_then(|file| Llama::load(&file)).map(drop);
+    let load = |bytes: &[u8]| Gguf::parse("bad.gguf", bytes).and_then(|file| Decoder::load(&file)).map(drop);
     load(&sound).unwrap();
     let check = |what: &str, bytes: &[u8], expected: &str| {
         let error = load(bytes).unwrap_err().to_string();
