@@ -42,7 +42,7 @@ class Peer:
 
 
 def start(name, arguments):
-    command = [sys.executable, f"{HERE}/llama_cpp.py"]
+    command = [sys.executable, f"{HERE}/llamacpp_peer.py"]
     if name != LLAMA:
         command = [arguments.engine, "own" if name == OWN else "candle"]
     return Peer(command, arguments.threads)

@@ -1,5 +1,5 @@
 //! The engine (`own`) or stock candle (`candle`) as a peer of llama.cpp: reads one JSON command a line, answers with one JSON
-//! object a line, like `peers/llama_cpp.py`. The engine is measured as the gateway uses it: through its handle, texts in and
+//! object a line, like `peers/llamacpp_peer.py`. The engine is measured as the gateway uses it: through its handle, texts in and
 //! events out.
 
 use std::io::{BufRead as _, Write as _};
@@ -24,11 +24,16 @@ fn main() -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let command: Value = serde_json::from_str(&line?)?;
         let number = |key: &str| command[key].as_u64().unwrap_or(0) as usize;
+        let rate = |rate: Result<f64>| match rate {
+            Ok(rate) => json!({ "rate": rate }),
+            // What a peer can't do is no reason to end: stock candle refuses batches of more than one, for example.
+            Err(error) => json!({ "error": format!("{error}") }),
+        };
         let answer = match command["do"].as_str() {
             Some("load") => json!({ "seconds": peer.load(command["file"].as_str().unwrap_or(""), number("threads"))? }),
-            Some("decode") => json!({ "rate": peer.decode(number("context"), number("tokens"))? }),
-            Some("batch") => json!({ "rate": peer.batch(number("sequences"), number("tokens"))? }),
-            Some("prefill") => json!({ "rate": peer.prefill(number("tokens"))? }),
+            Some("decode") => rate(peer.decode(number("context"), number("tokens"))),
+            Some("batch") => rate(peer.batch(number("sequences"), number("tokens"))),
+            Some("prefill") => rate(peer.prefill(number("tokens"))),
             Some("memory") => json!({ "bytes": resident()?.saturating_sub(before) }),
             Some("bandwidth") => json!({ "rate": bandwidth() }),
             other => bail!("unknown command {other:?}"),
