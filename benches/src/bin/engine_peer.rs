@@ -269,11 +269,10 @@ impl Peer for Candle {
         let start = Instant::now();
         let mut reader = std::fs::File::open(file)?;
         let content = gguf_file::Content::read(&mut reader)?;
-        let size = |content: &gguf_file::Content| match content.metadata.get("tokenizer.ggml.tokens") {
+        self.vocabulary = match content.metadata.get("tokenizer.ggml.tokens") {
             Some(gguf_file::Value::Array(tokens)) => tokens.len() as u32,
             _ => 1000,
         };
-        self.vocabulary = size(&content);
         let architecture =
             content.metadata.get("general.architecture").and_then(|value| value.to_string().ok()).cloned();
         self.model = Some(match architecture.as_deref() {
