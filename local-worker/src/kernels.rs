@@ -1,6 +1,6 @@
 //! Arithmetic on plain slices: matrices packed for this processor's widest integer dot product, and the few vector loops of
-//! a transformer. Chosen at run time, so that one portable binary serves every x86-64 and every 64-bit ARM; each fast form has a scalar twin it
-//! is tested against. Knows shapes, not models.
+//! a transformer. Chosen at run time, so that one portable binary serves every x86-64 and every 64-bit ARM; each fast form
+//! has a scalar twin it is tested against. Knows shapes, not models.
 //!
 //! Every output element is summed in one fixed order, whatever else is computed beside it, so a sequence's numbers do not
 //! depend on which others are decoded with it.

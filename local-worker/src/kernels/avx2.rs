@@ -10,29 +10,19 @@ use std::arch::x86_64::{
     _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
     _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
 };
-
 use std::ops::Range;
 
 use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
-use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+use super::quantized::{Line, QuantizedMatrix, TileView, by_kind};
 use super::team::Output;
 
 /// See [`super::Matrix::multiply`].
 pub(super) fn multiply(matrix: &QuantizedMatrix, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
     // SAFETY: `Level::detect` found every instruction set named below.
-    unsafe {
-        match matrix.kind() {
-            Kind::Four => walk::<true, false, false, 1>(matrix, tiles, input, out),
-            Kind::FourMin => walk::<true, true, false, 1>(matrix, tiles, input, out),
-            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, tiles, input, out),
-            Kind::Eight => walk::<false, false, false, 1>(matrix, tiles, input, out),
-            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, tiles, input, out),
-            Kind::EightTwo => walk::<false, false, true, 2>(matrix, tiles, input, out),
-        }
-    }
+    unsafe { by_kind!(matrix.kind(), walk [] (matrix, tiles, input, out)) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

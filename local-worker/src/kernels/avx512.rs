@@ -8,14 +8,13 @@ use std::arch::x86_64::{
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi16,
     _mm512_storeu_ps,
 };
-
 use std::ops::Range;
 
 use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
-use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+use super::quantized::{Line, QuantizedMatrix, TileView, by_kind};
 use super::team::Output;
 
 /// How far ahead of use weights are asked for, in lines of 64 bytes.
@@ -24,16 +23,7 @@ const AHEAD: usize = 64;
 /// See [`super::Matrix::multiply`].
 pub(super) fn multiply(matrix: &QuantizedMatrix, tiles: Range<usize>, input: &Activations, out: Output<'_>) {
     // SAFETY: `Level::detect` found every instruction set named below.
-    unsafe {
-        match matrix.kind() {
-            Kind::Four => walk::<true, false, false, 1>(matrix, tiles, input, out),
-            Kind::FourMin => walk::<true, true, false, 1>(matrix, tiles, input, out),
-            Kind::FourMinWide => walk::<true, true, true, 1>(matrix, tiles, input, out),
-            Kind::Eight => walk::<false, false, false, 1>(matrix, tiles, input, out),
-            Kind::EightMinWide => walk::<false, true, true, 1>(matrix, tiles, input, out),
-            Kind::EightTwo => walk::<false, false, true, 2>(matrix, tiles, input, out),
-        }
-    }
+    unsafe { by_kind!(matrix.kind(), walk [] (matrix, tiles, input, out)) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

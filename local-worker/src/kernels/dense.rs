@@ -6,14 +6,12 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::activation::Activations;
-use super::team::{Output, piece};
+use super::team::{Output, share};
 use super::vector::half_to_single;
 use super::{Level, TILE};
 
 /// Weights times rows of input from which on a product is shared by threads.
 const WORTH_SHARING: usize = 131_072;
-/// Pieces for each thread.
-const PIECES: usize = 4;
 /// Tiles worked side by side for one row of input, so that one sum need not wait for the other.
 const ABREAST: usize = 4;
 
@@ -82,12 +80,9 @@ impl DenseMatrix {
 
     /// See [`super::Matrix::multiply`]. Shared by the input's team where there is enough to share, as with integers.
     pub fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
-        let tiles = self.rows.div_ceil(TILE);
         let out = Output::new(out);
         let team = input.team().filter(|_| self.rows * self.cols * input.rows() >= WORTH_SHARING);
-        let Some(team) = team else { return self.multiply_tiles(level, 0..tiles, input, out) };
-        let size = tiles.div_ceil(team.threads() * PIECES).next_multiple_of(ABREAST);
-        team.run(tiles.div_ceil(size), &|number| self.multiply_tiles(level, piece(number, size, tiles), input, out));
+        share(team, self.rows.div_ceil(TILE), ABREAST, |tiles| self.multiply_tiles(level, tiles, input, out));
     }
 
     fn multiply_tiles(&self, level: Level, tiles: Range<usize>, input: &Activations, out: Output<'_>) {

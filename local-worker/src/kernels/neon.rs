@@ -9,14 +9,13 @@ use std::arch::aarch64::{
     vdupq_n_u8, vfmaq_f32, vget_low_s8, vld1q_f32, vld1q_u8, vmull_high_s8, vmull_s8, vmulq_f32, vpadalq_s16,
     vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32, vsubq_u8,
 };
-
 use std::ops::Range;
 
 use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
-use super::quantized::{Kind, Line, QuantizedMatrix, TileView};
+use super::quantized::{Line, QuantizedMatrix, TileView, by_kind};
 use super::team::Output;
 use super::vector::half_to_single;
 
@@ -30,14 +29,7 @@ pub(super) fn multiply<const DOT: bool>(
     input: &Activations,
     out: Output<'_>,
 ) {
-    match matrix.kind() {
-        Kind::Four => walk::<DOT, true, false, false, 1>(matrix, tiles, input, out),
-        Kind::FourMin => walk::<DOT, true, true, false, 1>(matrix, tiles, input, out),
-        Kind::FourMinWide => walk::<DOT, true, true, true, 1>(matrix, tiles, input, out),
-        Kind::Eight => walk::<DOT, false, false, false, 1>(matrix, tiles, input, out),
-        Kind::EightMinWide => walk::<DOT, false, true, true, 1>(matrix, tiles, input, out),
-        Kind::EightTwo => walk::<DOT, false, false, true, 2>(matrix, tiles, input, out),
-    }
+    by_kind!(matrix.kind(), walk[DOT](matrix, tiles, input, out))
 }
 
 fn walk<const DOT: bool, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(

@@ -11,7 +11,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::activation::Activations;
-use super::team::{Output, piece};
+use super::team::{Output, share};
 use super::{Level, TILE, scalar};
 
 /// Weights that share a scale.
@@ -21,13 +21,26 @@ pub const BLOCK: usize = 32;
 /// out than to do.
 const WORTH_SHARING: usize = 2_048;
 
-/// Pieces for each thread: enough that one that is late holds up little.
-const PIECES: usize = 4;
-
 /// Sixteen rows by four inputs, as bytes.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub [u8; 64]);
+
+/// Calls a kernel with what a [`Kind`] is made of as constants: 4 bits, minima, scales of single precision, scales of a
+/// block. Constants of the kernel's own come first.
+macro_rules! by_kind {
+    ($kind:expr, $kernel:ident [$($own:ident),*] $arguments:tt) => {
+        match $kind {
+            $crate::kernels::Kind::Four => $kernel::<$($own,)* true, false, false, 1> $arguments,
+            $crate::kernels::Kind::FourMin => $kernel::<$($own,)* true, true, false, 1> $arguments,
+            $crate::kernels::Kind::FourMinWide => $kernel::<$($own,)* true, true, true, 1> $arguments,
+            $crate::kernels::Kind::Eight => $kernel::<$($own,)* false, false, false, 1> $arguments,
+            $crate::kernels::Kind::EightMinWide => $kernel::<$($own,)* false, true, true, 1> $arguments,
+            $crate::kernels::Kind::EightTwo => $kernel::<$($own,)* false, false, true, 2> $arguments,
+        }
+    };
+}
+pub(super) use by_kind;
 
 /// What a packed matrix keeps for its blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,12 +223,9 @@ impl QuantizedMatrix {
     /// See [`super::Matrix::multiply`]. Shared by the input's team where there is enough to share; every output is summed by
     /// one thread in one order, so the result does not depend on it.
     pub fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
-        let tiles = self.rows.div_ceil(TILE);
         let out = Output::new(out);
         let team = input.team().filter(|_| self.lines.len() * input.rows() >= WORTH_SHARING);
-        let Some(team) = team else { return self.multiply_tiles(level, 0..tiles, input, out) };
-        let size = tiles.div_ceil(team.threads() * PIECES).max(1);
-        team.run(tiles.div_ceil(size), &|number| self.multiply_tiles(level, piece(number, size, tiles), input, out));
+        share(team, self.rows.div_ceil(TILE), 1, |tiles| self.multiply_tiles(level, tiles, input, out));
     }
 
     fn multiply_tiles(&self, level: Level, tiles: Range<usize>, input: &Activations, out: Output<'_>) {

@@ -32,8 +32,6 @@ unsafe impl Send for Job {}
 #[derive(Default)]
 struct State {
     job: Option<Job>,
-    /// Helpers inside the job.
-    inside: usize,
     closing: bool,
 }
 
@@ -45,9 +43,9 @@ struct Shared {
     number: AtomicUsize,
     /// The next piece nobody has taken.
     next: AtomicUsize,
-    /// Helpers inside the job, so that the caller can wait without the lock.
+    /// Helpers inside the job: they enter under the lock and leave without it, and the caller waits without it.
     inside: AtomicUsize,
-    /// A helper's part of a job panicked.
+    /// A helper's part of the job panicked.
     failed: AtomicBool,
 }
 
@@ -104,6 +102,7 @@ impl Team {
         {
             let mut state = shared.lock();
             shared.next.store(0, Ordering::Relaxed);
+            shared.failed.store(false, Ordering::Relaxed);
             state.job = Some(Job { work, pieces });
             shared.number.fetch_add(1, Ordering::Release);
         }
@@ -112,8 +111,19 @@ impl Team {
         // SAFETY: the closure is the caller's, alive for this call.
         take_pieces(shared, unsafe { &*work }, pieces);
         drop(leaving);
-        assert!(!shared.failed.swap(false, Ordering::AcqRel), "a helper panicked in its part of the work");
+        assert!(!shared.failed.load(Ordering::Acquire), "a helper panicked in its part of the work");
     }
+}
+
+/// Pieces for each thread: enough that one that is late holds up little.
+const PIECES: usize = 4;
+
+/// Works all of `tiles` in pieces of some neighbouring ones, shared by a team if there is one. Pieces begin at multiples of
+/// `together`.
+pub(super) fn share(team: Option<&Team>, tiles: usize, together: usize, work: impl Fn(Range<usize>) + Sync) {
+    let Some(team) = team else { return work(0..tiles) };
+    let size = tiles.div_ceil(team.threads() * PIECES).next_multiple_of(together);
+    team.run(tiles.div_ceil(size), &|number| work(number * size..((number + 1) * size).min(tiles)));
 }
 
 /// Waits until no helper is inside the job, and lets none in any more.
@@ -170,8 +180,7 @@ fn help(shared: &Shared) {
         }
         seen = shared.number.load(Ordering::Acquire);
         let Some(job) = state.job else { continue };
-        state.inside += 1;
-        shared.inside.store(state.inside, Ordering::Release);
+        shared.inside.fetch_add(1, Ordering::AcqRel);
         drop(state);
         let inside = Inside(shared);
         // SAFETY: the job was there when this helper was counted as inside, and its caller waits for those inside.
@@ -188,9 +197,7 @@ impl Drop for Inside<'_> {
         if std::thread::panicking() {
             self.0.failed.store(true, Ordering::Release);
         }
-        let mut state = self.0.lock();
-        state.inside -= 1;
-        self.0.inside.store(state.inside, Ordering::Release);
+        self.0.inside.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -222,11 +229,6 @@ impl<'out> Output<'out> {
         // SAFETY: within the slice by the line above; not written elsewhere, as the caller promises.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) };
     }
-}
-
-/// Cuts `count` things into pieces of `size`.
-pub(super) fn piece(number: usize, size: usize, count: usize) -> Range<usize> {
-    (number * size).min(count)..((number + 1) * size).min(count)
 }
 
 #[cfg(test)]

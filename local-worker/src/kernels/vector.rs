@@ -79,8 +79,7 @@ leveled! {
 leveled! {
     /// `out = x / √(mean(x²) + epsilon) · weight`, all of one length.
     pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-        let mean = sum_products(x, x) / x.len().max(1) as f32;
-        let factor = 1.0 / (mean + epsilon).sqrt();
+        let factor = rms_factor(x, epsilon);
         for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
             *out = x * factor * weight;
         }
@@ -106,7 +105,7 @@ leveled! {
     /// [`rms_norm`] of every `weight.len()` values in their place: each head of a row, or each row.
     pub fn rms_norm_parts(values: &mut [f32], weight: &[f32], epsilon: f32) {
         for part in values.chunks_exact_mut(weight.len()) {
-            let factor = 1.0 / (sum_products(part, part) / weight.len() as f32 + epsilon).sqrt();
+            let factor = rms_factor(part, epsilon);
             for (value, weight) in part.iter_mut().zip(weight) {
                 *value = *value * factor * weight;
             }
@@ -267,6 +266,12 @@ fn maximum(values: &[f32]) -> f32 {
         }
     }
     largest.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a })
+}
+
+/// `1 / √(mean(x²) + epsilon)`.
+#[inline(always)]
+fn rms_factor(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (sum_products(x, x) / x.len().max(1) as f32 + epsilon).sqrt()
 }
 
 /// `x / 2 · (1 + tanh y) = x · sigmoid(2 y)` with `y = √(2/π) · (x + 0.044715 x³)`.
