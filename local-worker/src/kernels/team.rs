@@ -257,7 +257,16 @@ mod tests {
         let team = Team::new("team", 3).unwrap();
         let caller = std::thread::current().id();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            team.run(64, &|_| assert!(std::thread::current().id() != caller, "on purpose"));
+            let taken = AtomicBool::new(false);
+            team.run(64, &|_| {
+                if std::thread::current().id() == caller {
+                    taken.store(true, Ordering::Release);
+                    panic!("on purpose");
+                }
+                while !taken.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+            });
         }));
         assert!(outcome.is_err());
         let helped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
