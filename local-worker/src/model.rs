@@ -13,6 +13,8 @@ mod family;
 mod format;
 mod gemma;
 mod gguf;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod llama;
 mod mapped;
 mod names;

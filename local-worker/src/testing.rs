@@ -5,6 +5,8 @@
 //! the sum of the embeddings it shall follow. The prompt is the last message as it stands, so its last letter decides what
 //! the answer begins with.
 
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod soak;
 
 /// Width of the residual stream, enough to tell some hundred vectors apart.

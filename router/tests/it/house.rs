@@ -80,8 +80,8 @@ const BOUNDARIES: &[Boundary] = &[
     },
     Boundary {
         needle: "reqwest::",
-        allowed: &["router/src/backend/remote", "router/tests", "benches/"],
-        why: "only remote backends speak HTTP to the outside",
+        allowed: &["router/src/backend/remote", "local-worker/src/model/hub", "router/tests", "benches/"],
+        why: "only remote backends and the hub speak HTTP to the outside",
     },
     Boundary { needle: "sqlx::", allowed: &["router/src/ledger"], why: "SQL stays in the ledger" },
     Boundary {
