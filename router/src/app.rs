@@ -1,24 +1,25 @@
 //! The only place that names implementations: builds the gateway from settings, runs it, drains it.
 
-use crate::backend::Backend;
-use crate::backend::local::LocalBackend;
 use crate::backend::remote::{RemoteBackend, RemoteConfig};
 use crate::backend::resilience::RetryPolicy;
+use crate::backend::{Backend, Backends};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::ExactCache;
-use crate::catalog::{Catalog, Model, Place};
+use crate::catalog::Place;
 use crate::domain::ModelId;
 use crate::edge::auth::Keys;
 use crate::edge::grpc::Services;
 use crate::edge::{dashboard, http};
 use crate::gateway::{Gateway, Parts};
 use crate::ledger::{Ledger, LedgerOptions, Recovery};
-use crate::policy::Registry;
+use crate::models::{LoadWhen, ModelState, Models, ModelsConfig, ModelsError};
+use crate::policy::{Registry, Snapshot};
 use crate::score::{PairScorer, Scorers};
 use crate::settings::{Settings, TlsFiles};
 use crate::telemetry::Telemetry;
 use anyhow::Context as _;
-use local_worker::{Health, ModelSource, Worker, WorkerConfig};
+use local_worker::model::hub::Hub;
+use local_worker::{Health, Worker, WorkerConfig};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::{BTreeSet, HashMap};
@@ -40,7 +41,7 @@ pub struct App {
     address: SocketAddr,
     tls: bool,
     services: Services,
-    workers: Vec<(ModelId, Worker)>,
+    models: Arc<Models>,
     recovery: Recovery,
     telemetry: Arc<Telemetry>,
     grace: Duration,
@@ -79,14 +80,17 @@ impl App {
             budgets.add_spent(tenant, *at, *amount);
         }
         let snapshot = registry.snapshot();
-        let used: BTreeSet<ModelId> =
-            snapshot.policies().flat_map(|policy| policy.small.iter().chain(&policy.large).cloned()).collect();
-        let (backends, workers) = backends(&settings, snapshot.catalog(), &used)?;
+        let models = models(&settings, &background, &stopping)?;
+        let backends = Arc::new(Backends::default());
+        take_over(&settings, &snapshot, &models, &backends, None)?;
+        if models.load_when() == LoadWhen::Start {
+            load_first(&models, &background).await?;
+        }
         let metrics = telemetry.metrics();
         let max_attempts = settings.targets.values().map(|target| target.max_retries).max().unwrap_or(2) + 1;
         let gateway = Gateway::new(Parts {
             registry: Arc::clone(&registry),
-            backends,
+            backends: Arc::clone(&backends),
             scorers,
             cache: ExactCache::new(settings.cache_bytes),
             budgets: Arc::clone(&budgets),
@@ -107,6 +111,7 @@ impl App {
             registry: Arc::clone(&registry),
             budgets,
             keys: Arc::clone(&keys),
+            models: Arc::clone(&models),
             max_prompt_bytes,
         };
         let render = Arc::clone(&telemetry);
@@ -115,7 +120,9 @@ impl App {
         let routes = http::with_grpc(services.routes(stopping.clone(), &background).await?, plain);
         background.spawn(Arc::clone(&registry).watch(settings.reload_interval, stopping.clone()));
         background.spawn(watch_keys(keys, settings.reload_interval, stopping.clone()));
-        background.spawn(watch_gauges(services.clone(), metrics, workers.clone(), stopping.clone()));
+        background.spawn(watch_gauges(services.clone(), metrics, stopping.clone()));
+        let follow = Follow { settings: settings.clone(), registry, models: Arc::clone(&models), backends, snapshot };
+        background.spawn(follow.run(background.clone(), stopping.clone()));
         let stop = stopping.clone().cancelled_owned();
         let serving = http::serve(listener, routes, tls.clone(), requests.clone(), stop, settings.shutdown_grace);
         background.spawn(serving);
@@ -123,7 +130,7 @@ impl App {
             address,
             tls: tls.is_some(),
             services,
-            workers,
+            models,
             recovery,
             telemetry,
             grace: settings.shutdown_grace,
@@ -149,9 +156,14 @@ impl App {
         &self.recovery
     }
 
-    /// The models in this process.
-    pub fn workers(&self) -> &[(ModelId, Worker)] {
-        &self.workers
+    /// The models that are loaded in this process.
+    pub fn workers(&self) -> Vec<(ModelId, Worker)> {
+        self.models.loaded()
+    }
+
+    /// All models that may run in this process.
+    pub fn models(&self) -> &Arc<Models> {
+        &self.models
     }
 
     /// What the services are built of: for tests and benches in this process.
@@ -171,9 +183,8 @@ impl App {
         if tokio::time::timeout(self.grace.max(Duration::from_secs(5)), self.background.wait()).await.is_err() {
             tracing::error!("the ledger was not flushed in time; the journal keeps the rest for the next start");
         }
-        let (workers, grace) = (self.workers, self.grace);
-        let joined =
-            tokio::task::spawn_blocking(move || workers.iter().all(|(_, worker)| worker.shutdown(grace))).await;
+        let (models, grace) = (self.models, self.grace);
+        let joined = tokio::task::spawn_blocking(move || models.shutdown(grace)).await;
         if !joined.unwrap_or(false) {
             tracing::warn!("a model thread did not stop in time");
         }
@@ -191,51 +202,125 @@ fn scorers(settings: &Settings) -> anyhow::Result<Scorers> {
     Ok(Scorers::new(scorer))
 }
 
-type Backends = (HashMap<ModelId, Arc<dyn Backend>>, Vec<(ModelId, Worker)>);
-
-/// Backends for the models that policies use. A remote one without a target is left out: decisions say so.
-fn backends(settings: &Settings, catalog: &Catalog, used: &BTreeSet<ModelId>) -> anyhow::Result<Backends> {
-    let mut backends: HashMap<ModelId, Arc<dyn Backend>> = HashMap::new();
-    let mut workers = Vec::new();
-    for model in used.iter().filter_map(|id| catalog.get(id)) {
-        match &model.place {
-            Place::Bundled => workers.push((model, ModelSource::Bundled)),
-            Place::File(path) => workers.push((model, ModelSource::Path(path.clone()))),
-            Place::Remote { target, upstream } => match settings.targets.get(target) {
-                Some(found) => {
-                    let mut config = RemoteConfig::new(model.id.clone(), upstream.clone(), found.base_url.clone());
-                    config.key = found.key.clone();
-                    config.stream = found.stream;
-                    config.timeouts = found.timeouts;
-                    let backend = RemoteBackend::new(config).with_context(|| format!("target `{target}`"))?;
-                    backends.insert(model.id.clone(), Arc::new(backend));
-                }
-                None => {
-                    tracing::warn!(model = %model.id, "no target `{target}` in the settings: the model can't be called")
-                }
-            },
-        }
-    }
-    let workers = workers.into_iter().map(|(model, source)| start_worker(settings, model, source));
-    let workers = workers.collect::<anyhow::Result<Vec<_>>>()?;
-    for (id, worker) in &workers {
-        let backend = LocalBackend::new(id.clone(), worker.clone());
-        backends.insert(id.clone(), Arc::new(backend));
-    }
-    Ok((backends, workers))
-}
-
-fn start_worker(settings: &Settings, model: &Model, source: ModelSource) -> anyhow::Result<(ModelId, Worker)> {
-    let config = WorkerConfig {
+/// The models of this process, none of them loaded yet.
+fn models(settings: &Settings, tasks: &TaskTracker, stop: &CancellationToken) -> anyhow::Result<Arc<Models>> {
+    let worker = WorkerConfig {
         queue_capacity: settings.local_queue,
         max_sequences: settings.local_sequences,
         cache_bytes: settings.local_cache_bytes,
         threads: settings.local_threads,
-        context_limit: usize::try_from(model.context).ok(),
         ..WorkerConfig::default()
     };
-    let worker = Worker::start(model.id.as_str(), source, config).with_context(|| format!("model `{}`", model.id))?;
-    Ok((model.id.clone(), worker))
+    let config = ModelsConfig {
+        memory_bytes: settings.local_memory_bytes,
+        load_when: settings.local_load,
+        wait: settings.local_wait,
+        worker,
+    };
+    let hub = Hub::new(settings.hub.clone()).context("the hub can't be used")?;
+    Ok(Models::new(config, hub, tasks.clone(), stop.clone()))
+}
+
+/// Loads all models that policies name. What has to come from a hub first is fetched while the gateway serves already; what
+/// has no room waits for somebody to make some.
+async fn load_first(models: &Arc<Models>, tasks: &TaskTracker) -> anyhow::Result<()> {
+    for id in models.wanting() {
+        let state = models.report(&id)?.state;
+        if state == ModelState::Downloadable {
+            tasks.spawn(fetch_and_load(Arc::clone(models), id));
+            continue;
+        }
+        match models.load(&id).await {
+            Err(error @ ModelsError::NoRoom { .. }) => tracing::warn!(%error, "a model stays out"),
+            outcome => outcome?,
+        }
+    }
+    Ok(())
+}
+
+async fn fetch_and_load(models: Arc<Models>, id: ModelId) {
+    if let Err(error) = models.fetch_and_load(&id).await {
+        tracing::error!(model = %id, %error, "a model that policies name is not loaded");
+    }
+}
+
+/// Puts the models of a catalog in force: local ones by the model manager, remote ones as backends of their own. What is as
+/// `before` stays as it is, breakers included. Returns the local models to swap. A remote model without a target is left
+/// out: decisions say so.
+fn take_over(
+    settings: &Settings,
+    snapshot: &Snapshot,
+    models: &Arc<Models>,
+    backends: &Backends,
+    before: Option<&Snapshot>,
+) -> anyhow::Result<Vec<ModelId>> {
+    let catalog = snapshot.catalog();
+    let used: BTreeSet<ModelId> =
+        snapshot.policies().flat_map(|policy| policy.small.iter().chain(&policy.large).cloned()).collect();
+    let changed = models.apply(catalog, &used);
+    let old = backends.all();
+    let mut all: HashMap<ModelId, Arc<dyn Backend>> = HashMap::new();
+    for model in used.iter().filter_map(|id| catalog.get(id)) {
+        let Place::Remote { target, upstream } = &model.place else {
+            all.extend(models.backend(&model.id).map(|backend| (model.id.clone(), backend)));
+            continue;
+        };
+        let same =
+            before.and_then(|before| before.catalog().get(&model.id)).is_some_and(|old| old.place == model.place);
+        if let Some(kept) = old.get(&model.id).filter(|_| same) {
+            all.insert(model.id.clone(), Arc::clone(kept));
+            continue;
+        }
+        let Some(found) = settings.targets.get(target) else {
+            tracing::warn!(model = %model.id, "no target `{target}` in the settings: the model can't be called");
+            continue;
+        };
+        let mut config = RemoteConfig::new(model.id.clone(), upstream.clone(), found.base_url.clone());
+        config.key = found.key.clone();
+        config.stream = found.stream;
+        config.timeouts = found.timeouts;
+        let backend = RemoteBackend::new(config).with_context(|| format!("target `{target}`"))?;
+        all.insert(model.id.clone(), Arc::new(backend));
+    }
+    backends.replace(all);
+    Ok(changed)
+}
+
+/// Follows the catalog: when new policies are in force, models are swapped, loaded and let go.
+struct Follow {
+    settings: Settings,
+    registry: Arc<Registry>,
+    models: Arc<Models>,
+    backends: Arc<Backends>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Follow {
+    async fn run(mut self, tasks: TaskTracker, stop: CancellationToken) {
+        // A look is a comparison of pointers.
+        let interval = self.settings.reload_interval.min(Duration::from_secs(1));
+        while stop.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+            let snapshot = self.registry.snapshot();
+            if Arc::ptr_eq(&snapshot, &self.snapshot) {
+                continue;
+            }
+            let taken = take_over(&self.settings, &snapshot, &self.models, &self.backends, Some(&self.snapshot));
+            self.snapshot = snapshot;
+            let mut to_load = match taken {
+                Ok(changed) => changed,
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "a model of the new catalog can't be used");
+                    continue;
+                }
+            };
+            if self.models.load_when() == LoadWhen::Start {
+                to_load.extend(self.models.wanting());
+            }
+            for id in to_load {
+                tasks.spawn(fetch_and_load(Arc::clone(&self.models), id));
+            }
+        }
+    }
 }
 
 fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
@@ -260,15 +345,10 @@ async fn watch_keys(keys: Arc<Keys>, interval: Duration, stop: CancellationToken
     }
 }
 
-async fn watch_gauges(
-    services: Services,
-    metrics: crate::telemetry::Metrics,
-    workers: Vec<(ModelId, Worker)>,
-    stop: CancellationToken,
-) {
+async fn watch_gauges(services: Services, metrics: crate::telemetry::Metrics, stop: CancellationToken) {
     loop {
         metrics.ledger_backlog(services.ledger.backlog_bytes());
-        for (id, worker) in &workers {
+        for (id, worker) in services.models.loaded() {
             let load = worker.load();
             let up = worker.health() == Health::Ready;
             metrics.local_model(id.as_str(), up, load.waiting as u64, load.running as u64);

@@ -16,8 +16,10 @@ pub use error::{BackendError, TimeoutStage};
 pub use probe::{ProbeReading, UsageProbe};
 
 use crate::domain::{AttemptId, Chunk, Limits, Message, ModelId, Route, TenantId};
+use arc_swap::ArcSwap;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,4 +77,25 @@ pub trait Backend: Send + Sync {
 
     /// Whether a call would be taken just now.
     fn availability(&self) -> Availability;
+}
+
+/// Everything that can write answers, by model; replaced as a whole when the catalog changes.
+#[derive(Default)]
+pub struct Backends(ArcSwap<HashMap<ModelId, Arc<dyn Backend>>>);
+
+impl Backends {
+    /// The backend of a model; whoever has it keeps it through a change.
+    pub fn get(&self, model: &ModelId) -> Option<Arc<dyn Backend>> {
+        self.0.load().get(model).cloned()
+    }
+
+    /// All of them as they are now.
+    pub fn all(&self) -> Arc<HashMap<ModelId, Arc<dyn Backend>>> {
+        self.0.load_full()
+    }
+
+    /// Puts others in their place.
+    pub fn replace(&self, backends: HashMap<ModelId, Arc<dyn Backend>>) {
+        self.0.store(Arc::new(backends));
+    }
 }

@@ -3,6 +3,7 @@
 
 use crate::domain::{Limits, ModelId, NanoUsd, PicoUsdPerToken, ResponseFormat, Route, Usage};
 use crate::toml_file::{Problem, Problems, Section, suggest};
+use local_worker::model::hub::{HubError, HubReference};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -14,8 +15,10 @@ const FRAMING_TOKENS: u64 = 16;
 pub enum Place {
     /// The model inside the binary.
     Bundled,
-    /// A GGUF file.
+    /// A GGUF file, or a folder with safetensors.
     File(PathBuf),
+    /// A model at a hub, kept in a folder of our own.
+    Hub(HubReference),
     /// A remote target of the settings, and the model's name there.
     Remote {
         /// Name of the target in the settings.
@@ -125,7 +128,7 @@ impl Model {
     /// `Local` or `Remote`.
     pub fn route(&self) -> Route {
         match self.place {
-            Place::Bundled | Place::File(_) => Route::Local,
+            Place::Bundled | Place::File(_) | Place::Hub(_) => Route::Local,
             Place::Remote { .. } => Route::Remote,
         }
     }
@@ -239,10 +242,7 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
     section.missing("kind", "say where it runs: bundled, file or remote", problems);
     let place = match kind {
         Some("bundled") => Some(Place::Bundled),
-        Some("file") => {
-            section.missing("path", "name the GGUF file", problems);
-            section.text("path", problems).map(|(path, _)| Place::File(path.into()))
-        }
+        Some("file") => read_file(&mut section, problems),
         Some(_) => {
             section.missing("target", "name a target of the settings", problems);
             section.missing("upstream", "give the model's name at the target", problems);
@@ -252,7 +252,7 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         }
         None => {
             // Without a kind it can't be said which of these belong.
-            for key in ["path", "target", "upstream"] {
+            for key in ["path", "source", "target", "upstream"] {
                 section.take(key);
             }
             None
@@ -295,6 +295,26 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         capabilities,
         price: price.unwrap_or_default(),
     })
+}
+
+/// Where a local model's file is: `path`, or `source` at a hub.
+fn read_file(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Place> {
+    let (path, source) = (section.text("path", problems), section.text("source", problems));
+    match (path, source) {
+        (Some(_), Some((_, span))) => {
+            problems.add(span, &section.path("source"), "is given beside `path`", "keep one of the two");
+            None
+        }
+        (Some((path, _)), None) => Some(Place::File(path.into())),
+        (None, Some((source, span))) => {
+            let reference = source.parse().map_err(|error: HubError| error.to_string());
+            reference.map_err(|error| problems.add(span, &section.path("source"), error, "")).map(Place::Hub).ok()
+        }
+        (None, None) => {
+            section.missing("path", "name the GGUF file or folder, or give source = \"hf:owner/name\"", problems);
+            None
+        }
+    }
 }
 
 fn read_capabilities(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Capabilities {
@@ -397,6 +417,28 @@ price = { input = "0.40", cached_input = "0.10", output = "1.60", date = "2026-0
             ..none()
         };
         assert_eq!(model.unsupported(&neutral), None);
+    }
+
+    #[test]
+    fn a_local_model_has_a_path_or_a_source() {
+        let place = |lines: &str| {
+            let text = format!(
+                "[[models]]\nid = \"m\"\nkind = \"file\"\ncontext = 9\nmax_output = 3\ndefault_output = 2\n{lines}\n"
+            );
+            let catalog = Catalog::parse("models.toml", &text)?;
+            Ok(catalog.models().next().map(|model| model.place.clone()).unwrap())
+        };
+        let problem = |lines: &str| -> (String, String) {
+            let problems: Vec<Problem> = place(lines).unwrap_err();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            (problems[0].key.clone(), format!("{} {}", problems[0].message, problems[0].suggestion))
+        };
+        assert_eq!(place("path = \"a.gguf\"").unwrap(), Place::File("a.gguf".into()));
+        assert_eq!(place("source = \"hf:a/b@v1/c.gguf\"").unwrap(), Place::Hub("hf:a/b@v1/c.gguf".parse().unwrap()));
+        assert!(problem("").1.contains("hf:owner/name"));
+        assert!(problem("path = \"a\"\nsource = \"hf:a/b\"").1.contains("keep one"));
+        let (key, message) = problem("source = \"a/b\"");
+        assert!(key == "models[0].source" && message.contains("hf:owner/name[@revision][/file]"), "{key}: {message}");
     }
 
     #[test]

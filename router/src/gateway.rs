@@ -17,7 +17,7 @@ pub use reply::{
 };
 
 use crate::backend::resilience::RetryPolicy;
-use crate::backend::{Availability, Backend};
+use crate::backend::{Availability, Backends};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Route, TenantId};
@@ -44,7 +44,7 @@ pub struct Parts {
     /// Policies, certificates and prices, swapped as one.
     pub registry: Arc<Registry>,
     /// Everything that can write answers, by model.
-    pub backends: HashMap<ModelId, Arc<dyn Backend>>,
+    pub backends: Arc<Backends>,
     /// Calibrated scorers by pair.
     pub scorers: Arc<Scorers>,
     /// Complete answers.
@@ -74,7 +74,7 @@ pub struct Parts {
 /// The gateway.
 pub struct Gateway {
     registry: Arc<Registry>,
-    backends: HashMap<ModelId, Arc<dyn Backend>>,
+    backends: Arc<Backends>,
     scorers: Arc<Scorers>,
     cache: ExactCache,
     flights: Flights<CacheKey, FlightItem>,
@@ -188,7 +188,8 @@ impl Gateway {
 
     /// The remote models and whether they can be called.
     pub fn remote_availability(&self) -> Vec<(ModelId, bool)> {
-        let remote = self.backends.iter().filter(|(_, backend)| backend.route() == Route::Remote);
+        let all = self.backends.all();
+        let remote = all.iter().filter(|(_, backend)| backend.route() == Route::Remote);
         remote.map(|(id, backend)| (id.clone(), backend.availability() == Availability::Ready)).collect()
     }
 

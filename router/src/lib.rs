@@ -14,6 +14,7 @@ pub mod judge;
 pub mod policy;
 pub mod simulate;
 pub mod backend;
+pub mod models;
 pub mod cache;
 pub mod ledger;
 pub mod replay;

@@ -1,13 +1,16 @@
 //! Settings: one file, then `SLUICE_*` variables, into one raw struct, into values that can't be wrong. The only place
 //! that reads the environment. Unknown keys are errors that name the key and where it came from.
 
+mod hub;
 mod raw;
 
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
 use crate::domain::{RecordLevel, TenantId};
+use crate::models::LoadWhen;
 use crate::telemetry::TelemetryConfig;
 use config::{Config, Environment, File, FileFormat, Source as _};
+use local_worker::model::hub::HubConfig;
 use raw::Raw;
 use secrecy::SecretString;
 use std::collections::HashMap;
@@ -84,6 +87,14 @@ pub struct Settings {
     pub local_cache_bytes: usize,
     /// Threads that each local model computes on.
     pub local_threads: usize,
+    /// Most bytes of all local models together; `None` is no bound.
+    pub local_memory_bytes: Option<u64>,
+    /// When local models are loaded.
+    pub local_load: LoadWhen,
+    /// How long a request waits for a local model that is being loaded.
+    pub local_wait: Duration,
+    /// Where models are fetched from and kept.
+    pub hub: HubConfig,
     /// Most bytes of prompt text.
     pub max_prompt_bytes: usize,
     /// Most requests under way.

@@ -57,6 +57,7 @@ fn row(model: &Model) -> Vec<String> {
     let place = match &model.place {
         Place::Bundled => "in process, bundled".to_owned(),
         Place::File(path) => format!("in process, {}", path.display()),
+        Place::Hub(reference) => format!("in process, {reference}"),
         Place::Remote { target, upstream } => format!("{target}: {upstream}"),
     };
     let dollars = |picos: u64| format!("{:.4}", picos as f64 / 1e6);

@@ -11,6 +11,7 @@ use super::status;
 use crate::budget::Budgets;
 use crate::gateway::Gateway;
 use crate::ledger::Ledger;
+use crate::models::Models;
 use crate::policy::Registry;
 use sluice_proto::v1;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct Services {
     pub budgets: Arc<Budgets>,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// Models that may run in this process.
+    pub models: Arc<Models>,
     /// Most bytes of prompt text in a request.
     pub max_prompt_bytes: usize,
 }

@@ -103,7 +103,7 @@ fn target(run: &Run, model: &ModelId) -> Result<Target, BackendError> {
         retry_after: None,
         sent: false,
     };
-    let backend = run.gateway.backends.get(model).cloned().ok_or_else(missing)?;
+    let backend = run.gateway.backends.get(model).ok_or_else(missing)?;
     let entry = run.admitted.snapshot.catalog().get(model).cloned().ok_or_else(missing)?;
     let max_output_tokens = entry.output_cap(run.admitted.request.limits.max_tokens);
     let request = &run.admitted.request;

@@ -1,9 +1,11 @@
 //! Settings as they are written, and the checks that make them values: every wrong one is reported, by its key.
 
+use super::hub::RawHub;
 use super::{MAX_RETRIES, Settings, SettingsError, Target, TlsFiles};
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
 use crate::domain::{NanoUsd, RecordLevel, TenantId};
+use crate::models::LoadWhen;
 use crate::telemetry::{LogFormat, TelemetryConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -27,6 +29,7 @@ pub(super) struct Raw {
     tls: Option<RawTls>,
     targets: BTreeMap<String, RawTarget>,
     local: RawLocal,
+    hub: RawHub,
     limits: RawLimits,
     tenants: BTreeMap<String, RawTenant>,
     cache: RawCache,
@@ -62,6 +65,9 @@ struct RawLocal {
     sequences: Option<usize>,
     cache_bytes: Option<u64>,
     threads: Option<usize>,
+    memory_bytes: Option<u64>,
+    load: Option<String>,
+    wait_seconds: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -94,10 +100,10 @@ struct RawTelemetry {
 }
 
 /// Collects wrong values.
-struct Wrong(Vec<String>);
+pub(super) struct Wrong(Vec<String>);
 
 impl Wrong {
-    fn add(&mut self, key: &str, message: impl std::fmt::Display) {
+    pub(super) fn add(&mut self, key: &str, message: impl std::fmt::Display) {
         self.0.push(format!("{key}: {message}"));
     }
 
@@ -146,7 +152,7 @@ impl Wrong {
         }
     }
 
-    fn seconds(&mut self, key: &str, value: Option<f64>, otherwise: Duration) -> Duration {
+    pub(super) fn seconds(&mut self, key: &str, value: Option<f64>, otherwise: Duration) -> Duration {
         match value.map(Duration::try_from_secs_f64) {
             Some(Ok(duration)) if duration > Duration::ZERO => duration,
             Some(_) => {
@@ -154,6 +160,41 @@ impl Wrong {
                 otherwise
             }
             None => otherwise,
+        }
+    }
+
+    /// A secret from the variable or the file that is named.
+    pub(super) fn secret(
+        &mut self,
+        [variable_key, file_key]: [&str; 2],
+        variable: Option<String>,
+        file: Option<PathBuf>,
+        look_up: &dyn Fn(&str) -> Option<String>,
+    ) -> Option<String> {
+        match (variable, file) {
+            (Some(_), Some(_)) => {
+                self.add(variable_key, format!("is set beside `{}`; keep one of the two", last(file_key)));
+                None
+            }
+            (Some(variable), None) => {
+                let value = look_up(&variable).filter(|value| !value.is_empty());
+                if value.is_none() {
+                    self.add(variable_key, format!("the variable {variable} is not set or empty"));
+                }
+                value
+            }
+            (None, Some(file)) => match std::fs::read_to_string(&file) {
+                Ok(text) if text.trim().is_empty() => {
+                    self.add(file_key, format!("{} is empty", file.display()));
+                    None
+                }
+                Ok(text) => Some(text.trim().to_owned()),
+                Err(error) => {
+                    self.add(file_key, format!("{}: {error}", file.display()));
+                    None
+                }
+            },
+            (None, None) => None,
         }
     }
 
@@ -168,6 +209,11 @@ impl Wrong {
             }
         }
     }
+}
+
+/// The last part of a key.
+fn last(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }
 
 impl Raw {
@@ -214,6 +260,13 @@ impl Raw {
         let local_sequences = wrong.at_least_one("local.sequences", self.local.sequences.map(|n| n as u64), 8);
         let local_threads = wrong.at_least_one("local.threads", self.local.threads.map(|n| n as u64), 1);
         let local_cache = wrong.at_least_one("local.cache_bytes", self.local.cache_bytes, 512 << 20);
+        let local_memory =
+            self.local.memory_bytes.map(|bytes| wrong.at_least_one("local.memory_bytes", Some(bytes), 1));
+        let whens = [("start", LoadWhen::Start), ("demand", LoadWhen::Demand)];
+        let local_load = wrong.word("local.load", self.local.load.as_deref(), whens);
+        let local_wait = wrong.seconds("local.wait_seconds", self.local.wait_seconds, Duration::from_secs(20));
+        let data_dir = self.data_dir.unwrap_or_else(|| "sluice-data".into());
+        let hub = self.hub.check(&data_dir, secret, &mut wrong);
         let max_prompt_bytes =
             wrong.at_least_one("limits.max_prompt_bytes", self.limits.max_prompt_bytes.map(|n| n as u64), 4 << 20);
         let max_concurrent = wrong.at_least_one(
@@ -227,7 +280,7 @@ impl Raw {
         let (Some(listen), true) = (listen, wrong.0.is_empty()) else { return Err(SettingsError::Wrong(wrong.0)) };
         Ok(Settings {
             listen,
-            data_dir: self.data_dir.unwrap_or_else(|| "sluice-data".into()),
+            data_dir,
             policies_dir: self.policies_dir,
             default_policy: self.default_policy.unwrap_or_else(|| "balanced".to_owned()),
             keys_file: self.keys_file,
@@ -241,6 +294,10 @@ impl Raw {
             local_sequences: size(local_sequences),
             local_cache_bytes: size(local_cache),
             local_threads: size(local_threads),
+            local_memory_bytes: local_memory,
+            local_load,
+            local_wait,
+            hub,
             max_prompt_bytes: size(max_prompt_bytes),
             max_concurrent: size(max_concurrent),
             tenants,
@@ -277,31 +334,8 @@ impl RawTarget {
         } else if !base_url.starts_with("http://") && !base_url.starts_with("https://") {
             wrong.add(&key("base_url"), format!("`{base_url}` should begin with https:// or http://"));
         }
-        let secret = match (&self.api_key_env, &self.api_key_file) {
-            (Some(_), Some(_)) => {
-                wrong.add(&key("api_key_env"), "is set beside `api_key_file`; keep one of the two");
-                None
-            }
-            (Some(variable), None) => {
-                let value = secret(variable).filter(|value| !value.is_empty());
-                if value.is_none() {
-                    wrong.add(&key("api_key_env"), format!("the variable {variable} is not set or empty"));
-                }
-                value
-            }
-            (None, Some(file)) => match std::fs::read_to_string(file) {
-                Ok(text) if text.trim().is_empty() => {
-                    wrong.add(&key("api_key_file"), format!("{} is empty", file.display()));
-                    None
-                }
-                Ok(text) => Some(text.trim().to_owned()),
-                Err(error) => {
-                    wrong.add(&key("api_key_file"), format!("{}: {error}", file.display()));
-                    None
-                }
-            },
-            (None, None) => None,
-        };
+        let names = [key("api_key_env"), key("api_key_file")];
+        let secret = wrong.secret([&names[0], &names[1]], self.api_key_env, self.api_key_file, secret);
         let usual = Timeouts::default();
         Target {
             base_url: base_url.trim_end_matches('/').to_owned(),
