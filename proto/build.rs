@@ -4,10 +4,11 @@ use prost::Message as _;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "sluice/v1/ask.proto",
     "sluice/v1/decision.proto",
     "sluice/v1/gateway.proto",
+    "sluice/v1/model.proto",
     "sluice/v1/policy.proto",
     "sluice/v1/usage.proto",
 ];

@@ -15,6 +15,7 @@ mod gemma;
 mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod inspect;
 mod llama;
 mod mapped;
 mod names;
@@ -34,6 +35,7 @@ pub use decoder::{Decoder, LoadOptions};
 pub use directory::Directory;
 pub use error::LoadError;
 pub use gguf::{Gguf, TensorInfo, Value};
+pub use inspect::Inspection;
 pub use mapped::Mapped;
 pub use quantize::Quantize;
 pub use shape::{Biases, DecoderShape, Feed, LayerAttention, NormKind, Pairing, Rotary};

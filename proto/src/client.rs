@@ -56,6 +56,8 @@ pub struct Client {
     pub gateway: v1::gateway_service_client::GatewayServiceClient<Service>,
     /// Reports usage.
     pub usage: v1::usage_service_client::UsageServiceClient<Service>,
+    /// Shows, brings, loads and unloads models.
+    pub models: v1::model_service_client::ModelServiceClient<Service>,
     /// Shows and checks policies.
     pub policy: v1::policy_service_client::PolicyServiceClient<Service>,
 }
@@ -92,6 +94,7 @@ impl Client {
             .max_decoding_message_size(MAX_MESSAGE_BYTES),
             usage: v1::usage_service_client::UsageServiceClient::with_interceptor(channel.clone(), bearer.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            models: v1::model_service_client::ModelServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             policy: v1::policy_service_client::PolicyServiceClient::with_interceptor(channel, bearer),
         })
     }

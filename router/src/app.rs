@@ -217,7 +217,7 @@ fn models(settings: &Settings, tasks: &TaskTracker, stop: &CancellationToken) ->
         wait: settings.local_wait,
         worker,
     };
-    let hub = Hub::new(settings.hub.clone()).context("the hub can't be used")?;
+    let hub = Hub::new(settings.hub.config(&settings.data_dir)).context("the hub can't be used")?;
     Ok(Models::new(config, hub, tasks.clone(), stop.clone()))
 }
 

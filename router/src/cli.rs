@@ -48,7 +48,7 @@ pub enum Verb {
     /// Work with policy files.
     #[command(subcommand)]
     Policy(policy::PolicyVerb),
-    /// List the models of the catalog, or look into a model file.
+    /// List the catalog, or list, fetch, load, unload and look into local models.
     Models(models::ModelsArguments),
     /// Decide recorded traffic again by a policy: cost, quality, latency, share local.
     Replay(replay::ReplayArguments),

@@ -275,7 +275,7 @@ impl Models {
         let source = slot.source.clone();
         let progress = slot.download.as_ref().and_then(|download| match &*download.borrow() {
             Download::Running(progress) => Some(progress.clone()),
-            Download::Done(_) | Download::Failed(_) => None,
+            Download::Done(_) | Download::Failed { .. } => None,
         });
         let busy = match &slot.phase {
             Phase::Idle => None,

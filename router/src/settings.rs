@@ -4,13 +4,14 @@
 mod hub;
 mod raw;
 
+pub use hub::HubSettings;
+
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
 use crate::domain::{RecordLevel, TenantId};
 use crate::models::LoadWhen;
 use crate::telemetry::TelemetryConfig;
 use config::{Config, Environment, File, FileFormat, Source as _};
-use local_worker::model::hub::HubConfig;
 use raw::Raw;
 use secrecy::SecretString;
 use std::collections::HashMap;
@@ -94,7 +95,7 @@ pub struct Settings {
     /// How long a request waits for a local model that is being loaded.
     pub local_wait: Duration,
     /// Where models are fetched from and kept.
-    pub hub: HubConfig,
+    pub hub: HubSettings,
     /// Most bytes of prompt text.
     pub max_prompt_bytes: usize,
     /// Most requests under way.

@@ -114,6 +114,13 @@ impl Directory {
         hasher.finalize().to_hex().to_string()
     }
 
+    /// Element type and number of values of each tensor.
+    pub(super) fn weights(&self) -> impl Iterator<Item = (String, u64)> {
+        let count =
+            |place: &Place| place.shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size as u64));
+        self.places.values().map(move |(_, place)| (place.kind.clone(), count(place)))
+    }
+
     pub(super) fn config(&self) -> &Config {
         &self.config
     }

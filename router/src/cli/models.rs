@@ -1,31 +1,107 @@
-//! `sluice models`: the catalog, or what a model file holds.
+//! `sluice models`: the catalog with its prices, the models of a running gateway, what a file holds, downloads.
 
+mod bar;
+mod gateway;
+mod inspect;
+mod pull;
+
+use super::connection::Connection;
 use super::table::{self, Align};
 use crate::catalog::{Catalog, Model, Place};
 use anyhow::Context as _;
-use clap::Args;
-use local_worker::{ModelSource, Worker, WorkerConfig};
+use clap::{Args, Subcommand};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Arguments of `models`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ModelsArguments {
+    /// What to do; the catalog with its prices if absent.
+    #[command(subcommand)]
+    pub verb: Option<ModelsVerb>,
     /// Catalog file; the one inside the binary if absent.
     #[arg(long, value_name = "FILE")]
     pub catalog: Option<PathBuf>,
-    /// Load this GGUF file and say what it is.
-    #[arg(long, value_name = "FILE.gguf")]
-    pub inspect: Option<PathBuf>,
+}
+
+/// What to do with models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsVerb {
+    /// List the models of a running gateway with state and memory.
+    List(ListArguments),
+    /// Fetch a model: by its name through a gateway, or hf:owner/name[@revision][/file] into the cache folder without one.
+    Pull(PullArguments),
+    /// Load a model in a running gateway, or swap it for what was pulled.
+    Load(NameArguments),
+    /// Unload a model in a running gateway; requests under way finish.
+    Unload(NameArguments),
+    /// Tell what a file or folder holds, or a model of a running gateway.
+    Inspect(NameArguments),
+}
+
+/// Arguments of `models list`.
+#[derive(Debug, Args)]
+pub struct ListArguments {
+    /// Where the gateway is.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `models pull`.
+#[derive(Debug, Args)]
+pub struct PullArguments {
+    /// Name in the gateway's catalog, or hf:owner/name[@revision][/file].
+    pub model: String,
+    /// Where the gateway is.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Settings file for the cache folder, endpoint and token, without a gateway; `SLUICE_HUB__*` variables override it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON, a line for each step.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of verbs about one model.
+#[derive(Debug, Args)]
+pub struct NameArguments {
+    /// Name in the gateway's catalog; for `inspect` also a file or folder here.
+    pub model: String,
+    /// Where the gateway is.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Runs `models`.
 pub fn run(arguments: &ModelsArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    if let Some(file) = &arguments.inspect {
-        return inspect(file, out);
+    let runtime = super::client_runtime()?;
+    match &arguments.verb {
+        None => return catalog(arguments, out),
+        Some(ModelsVerb::List(arguments)) => runtime.block_on(gateway::list(arguments, out))?,
+        Some(ModelsVerb::Load(arguments)) => runtime.block_on(gateway::load(arguments, out))?,
+        Some(ModelsVerb::Unload(arguments)) => runtime.block_on(gateway::unload(arguments, out))?,
+        Some(ModelsVerb::Pull(arguments)) if arguments.model.starts_with("hf:") => {
+            runtime.block_on(pull::into_cache(arguments, out))?;
+        }
+        Some(ModelsVerb::Pull(arguments)) => runtime.block_on(gateway::pull(arguments, out))?,
+        Some(ModelsVerb::Inspect(arguments)) => match PathBuf::from(&arguments.model) {
+            path if path.exists() => inspect::file(&path, arguments.json, out)?,
+            _ => runtime.block_on(gateway::inspect(arguments, out))?,
+        },
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn catalog(arguments: &ModelsArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let (name, text) = match &arguments.catalog {
         Some(file) => {
             let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
@@ -71,20 +147,4 @@ fn row(model: &Model) -> Vec<String> {
         dollars(price.output.picos()),
         price.date.clone(),
     ]
-}
-
-fn inspect(file: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let name = file.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let worker = Worker::start(&name, ModelSource::Path(file.to_owned()), WorkerConfig::default())?;
-    let info = worker.info();
-    writeln!(out, "file          {} ({} bytes)", file.display(), info.file_bytes)?;
-    writeln!(out, "parameters    {}", info.parameters)?;
-    writeln!(out, "quantization  {}", info.quantization)?;
-    writeln!(out, "context       {}", info.context_length)?;
-    writeln!(out, "resident      {} bytes", info.resident_bytes)?;
-    writeln!(out, "loaded in     {:.0} ms", info.load_seconds * 1e3)?;
-    writeln!(out, "chat template {}", if info.has_chat_template { "yes" } else { "no" })?;
-    writeln!(out, "declines with {}", info.decline_text.as_deref().unwrap_or("nothing"))?;
-    worker.shutdown(Duration::from_secs(5));
-    Ok(ExitCode::SUCCESS)
 }

@@ -40,6 +40,27 @@ pub fn money(nano_usd: i64) -> String {
     crate::domain::NanoUsd::new(nano_usd).to_string()
 }
 
+/// Bytes as a person reads them: `98.1 MiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut size, mut unit) = (count as f64, 0);
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{size:.1} {}", UNITS[unit]) }
+}
+
+/// A count as a person reads it: `134.5 M`.
+pub fn count(count: u64) -> String {
+    match count {
+        0..1_000 => count.to_string(),
+        1_000..1_000_000 => format!("{:.1} k", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", count as f64 / 1e6),
+        _ => format!("{:.2} G", count as f64 / 1e9),
+    }
+}
+
 /// Cuts `text` to `width` characters on one line, with an ellipsis where something is missing.
 pub fn clip(text: &str, width: usize) -> String {
     let flat: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -61,6 +82,9 @@ mod tests {
         let rows = vec![vec!["a".to_owned(), "1".to_owned()], vec!["bcd".to_owned(), "234".to_owned()]];
         print(&mut out, &[("name", Align::Left), ("n", Align::Right)], &rows).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "name    n\n----  ---\na       1\nbcd   234\n");
+        assert_eq!((bytes(1023), bytes(1024), bytes(98 << 20)), ("1023 B".into(), "1.0 KiB".into(), "98.0 MiB".into()));
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+        assert_eq!((count(999), count(134_515_008)), ("999".into(), "134.5 M".into()));
         assert_eq!(clip("a  long\nline", 6), "a lon…");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod ask;
 mod gateway;
+mod models;
 mod policy;
 mod usage;
 pub mod wire;
@@ -25,6 +26,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use v1::gateway_service_server::GatewayServiceServer;
+use v1::model_service_server::ModelServiceServer;
 use v1::policy_service_server::PolicyServiceServer;
 use v1::usage_service_server::UsageServiceServer;
 
@@ -51,11 +53,12 @@ pub struct Services {
 const DECODE_SLACK: usize = 16 << 20;
 
 /// What health answers for; the empty name is the whole server.
-const HEALTHY: [&str; 4] = [
+const HEALTHY: [&str; 5] = [
     "",
     GatewayServiceServer::<Services>::NAME,
     UsageServiceServer::<Services>::NAME,
     PolicyServiceServer::<Services>::NAME,
+    ModelServiceServer::<Services>::NAME,
 ];
 
 impl Services {
@@ -86,6 +89,7 @@ impl Services {
             .add_service(InterceptedService::new(gateway, self.doorman()))
             .add_service(InterceptedService::new(UsageServiceServer::new(self.clone()), self.doorman()))
             .add_service(InterceptedService::new(PolicyServiceServer::new(self.clone()), self.doorman()))
+            .add_service(InterceptedService::new(ModelServiceServer::new(self.clone()), self.doorman()))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);

@@ -6,6 +6,7 @@
 use super::grpc::wire;
 use crate::gateway::{FailureReport, GatewayError, GatewayErrorKind};
 use crate::ledger::LedgerError;
+use crate::models::ModelsError;
 use prost::Message as _;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -86,6 +87,34 @@ pub fn unknown_policy(name: &str) -> Status {
     details.set_error_info("UNKNOWN_POLICY", DOMAIN, HashMap::new());
     let message = format!("there is no policy `{name}`");
     Status::with_error_details(Code::NotFound, clipped(&message, MAX_MESSAGE_BYTES), details)
+}
+
+/// The status of an error of the model manager.
+pub fn of_models(error: &ModelsError) -> Status {
+    let (code, reason, retry) = match error {
+        ModelsError::Unknown(_) => (Code::NotFound, "UNKNOWN_MODEL", None),
+        ModelsError::NotHere { .. } => (Code::FailedPrecondition, "MODEL_NOT_HERE", None),
+        ModelsError::Failed { .. } => (Code::FailedPrecondition, "MODEL_UNUSABLE", None),
+        ModelsError::NoRoom { .. } => (Code::ResourceExhausted, "NO_ROOM_FOR_MODEL", Some(SOON)),
+        ModelsError::Stopping => (Code::Unavailable, "STOPPING", Some(SOON)),
+    };
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, DOMAIN, HashMap::new());
+    if retry.is_some() {
+        details.set_retry_info(retry);
+    }
+    Status::with_error_details(code, clipped(&error.to_string(), MAX_MESSAGE_BYTES), details)
+}
+
+/// A download that failed; `passing` if another try may succeed with nothing changed.
+pub fn pull_failed(why: &str, passing: bool) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info("PULL_FAILED", DOMAIN, HashMap::new());
+    if passing {
+        details.set_retry_info(Some(SOON));
+    }
+    let code = if passing { Code::Unavailable } else { Code::FailedPrecondition };
+    Status::with_error_details(code, clipped(why, MAX_MESSAGE_BYTES), details)
 }
 
 /// The status of an error of the ledger. Files and what the store said are for our log, not for clients.

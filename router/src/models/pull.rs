@@ -2,7 +2,7 @@
 
 use super::{Models, ModelsError, Slot, Source};
 use crate::domain::ModelId;
-use local_worker::model::hub::Progress;
+use local_worker::model::hub::{HubError, Progress};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -14,8 +14,13 @@ pub enum Download {
     Running(Progress),
     /// All of it is here.
     Done(PathBuf),
-    /// It failed: why.
-    Failed(String),
+    /// It failed.
+    Failed {
+        /// Why, and what would help.
+        why: String,
+        /// Whether another try may succeed with nothing changed.
+        passing: bool,
+    },
 }
 
 impl Slot {
@@ -56,10 +61,13 @@ impl Models {
             let pull = models.hub.pull(&reference, &report);
             let end = match models.stop.run_until_cancelled(pull).await {
                 Some(Ok(pulled)) => Download::Done(pulled.path),
-                Some(Err(error)) => Download::Failed(error.to_string()),
-                None => Download::Failed(ModelsError::Stopping.to_string()),
+                Some(Err(error)) => {
+                    let passing = matches!(error, HubError::Unreachable { .. });
+                    Download::Failed { why: error.to_string(), passing }
+                }
+                None => Download::Failed { why: ModelsError::Stopping.to_string(), passing: true },
             };
-            if let Download::Failed(why) = &end {
+            if let Download::Failed { why, .. } = &end {
                 tracing::warn!(model = %id, why, "a model was not pulled");
             }
             sender.send_replace(end);
@@ -77,7 +85,7 @@ impl Models {
         if self.find(id, &source).is_err() {
             let mut download = self.pull(id)?;
             let ended = download.wait_for(|download| !matches!(download, Download::Running(_))).await;
-            if let Ok(Download::Failed(why)) = ended.as_deref() {
+            if let Ok(Download::Failed { why, .. }) = ended.as_deref() {
                 return Err(ModelsError::NotHere { model: id.clone(), why: why.clone() });
             }
         }

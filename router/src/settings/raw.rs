@@ -265,8 +265,7 @@ impl Raw {
         let whens = [("start", LoadWhen::Start), ("demand", LoadWhen::Demand)];
         let local_load = wrong.word("local.load", self.local.load.as_deref(), whens);
         let local_wait = wrong.seconds("local.wait_seconds", self.local.wait_seconds, Duration::from_secs(20));
-        let data_dir = self.data_dir.unwrap_or_else(|| "sluice-data".into());
-        let hub = self.hub.check(&data_dir, secret, &mut wrong);
+        let hub = self.hub.check(secret, &mut wrong);
         let max_prompt_bytes =
             wrong.at_least_one("limits.max_prompt_bytes", self.limits.max_prompt_bytes.map(|n| n as u64), 4 << 20);
         let max_concurrent = wrong.at_least_one(
@@ -280,7 +279,7 @@ impl Raw {
         let (Some(listen), true) = (listen, wrong.0.is_empty()) else { return Err(SettingsError::Wrong(wrong.0)) };
         Ok(Settings {
             listen,
-            data_dir,
+            data_dir: self.data_dir.unwrap_or_else(|| "sluice-data".into()),
             policies_dir: self.policies_dir,
             default_policy: self.default_policy.unwrap_or_else(|| "balanced".to_owned()),
             keys_file: self.keys_file,

@@ -94,3 +94,24 @@ fn tenants_and_targets_keep_their_names() {
     assert_eq!((settings.tenants.len(), settings.targets.len()), (2, 1));
     assert_eq!(settings.targets["OpenAI"].max_retries, 7);
 }
+
+#[test]
+fn models_are_kept_in_the_data_folder_and_the_hubs_token_is_a_secret() {
+    let settings = load("data_dir = \"d\"", &[]).unwrap();
+    let config = settings.hub.config(&settings.data_dir);
+    assert_eq!((config.cache.as_path(), config.offline, config.token.is_none()), (Path::new("d/models"), false, true));
+    assert_eq!((settings.local_memory_bytes, settings.local_load), (None, LoadWhen::Start));
+    let text = "[hub]\nendpoint = \"http://h\"\ntoken_env = \"KEY\"\noffline = true\ncache_dir = \"c\"\n\
+                [local]\nmemory_bytes = 9\nload = \"demand\"\nwait_seconds = 1.5\n";
+    let settings = load(text, &[]).unwrap();
+    let config = settings.hub.config(&settings.data_dir);
+    assert_eq!((config.cache.as_path(), config.endpoint.as_str(), config.offline), (Path::new("c"), "http://h", true));
+    assert_eq!(config.token.as_ref().unwrap().expose_secret(), "secret");
+    assert!(!format!("{settings:?}").contains("\"secret\""));
+    assert_eq!((settings.local_memory_bytes, settings.local_load), (Some(9), LoadWhen::Demand));
+    let text = "[hub]\nendpoint = \"h\"\ntoken_env = \"NO\"\n[local]\nmemory_bytes = 0\nload = \"never\"\n";
+    let error = load(text, &[]).unwrap_err().to_string();
+    for key in ["hub.endpoint", "hub.token_env", "local.memory_bytes", "local.load"] {
+        assert!(error.contains(&format!("{key}: ")), "{key} in {error}");
+    }
+}

@@ -7,6 +7,7 @@ mod crash;
 mod edge;
 mod house;
 mod metrics;
+mod models;
 mod otlp;
 mod path;
 mod port;
