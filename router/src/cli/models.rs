@@ -31,7 +31,7 @@ pub struct ModelsArguments {
 pub enum ModelsVerb {
     /// List the models of a running gateway with state and memory.
     List(ListArguments),
-    /// Fetch a model: by its name through a gateway, or hf:owner/name[@revision][/file] into the cache folder without one.
+    /// Fetch a model: by its name through a gateway, or as hf:owner/name into the cache folder without one.
     Pull(PullArguments),
     /// Load a model in a running gateway, or swap it for what was pulled.
     Load(NameArguments),
@@ -55,7 +55,7 @@ pub struct ListArguments {
 /// Arguments of `models pull`.
 #[derive(Debug, Args)]
 pub struct PullArguments {
-    /// Name in the gateway's catalog, or hf:owner/name[@revision][/file].
+    /// Name in the gateway's catalog; or hf:owner/name with @revision and /file as need be.
     pub model: String,
     /// Where the gateway is.
     #[command(flatten)]
