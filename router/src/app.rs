@@ -231,7 +231,9 @@ async fn load_first(models: &Arc<Models>, tasks: &TaskTracker) -> anyhow::Result
             continue;
         }
         match models.load(&id).await {
-            Err(error @ ModelsError::NoRoom { .. }) => tracing::warn!(%error, "a model stays out"),
+            Err(error @ (ModelsError::NoRoom { .. } | ModelsError::TooLarge { .. })) => {
+                tracing::warn!(%error, "a model stays out")
+            }
             outcome => outcome?,
         }
     }

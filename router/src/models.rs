@@ -79,6 +79,18 @@ pub enum ModelsError {
         /// Bytes allowed.
         budget: u64,
     },
+    /// It does not fit even alone.
+    #[error(
+        "model `{model}` needs {needed} bytes, more than `local.memory_bytes` = {budget}; raise it, or lower `local.cache_bytes`"
+    )]
+    TooLarge {
+        /// The model.
+        model: ModelId,
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
+    },
     /// Its file can't be used.
     #[error("model `{model}` can't be loaded: {why}")]
     Failed {

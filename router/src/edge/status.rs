@@ -95,6 +95,7 @@ pub fn of_models(error: &ModelsError) -> Status {
         ModelsError::Unknown(_) => (Code::NotFound, "UNKNOWN_MODEL", None),
         ModelsError::NotHere { .. } => (Code::FailedPrecondition, "MODEL_NOT_HERE", None),
         ModelsError::Failed { .. } => (Code::FailedPrecondition, "MODEL_UNUSABLE", None),
+        ModelsError::TooLarge { .. } => (Code::FailedPrecondition, "MODEL_TOO_LARGE", None),
         ModelsError::NoRoom { .. } => (Code::ResourceExhausted, "NO_ROOM_FOR_MODEL", Some(SOON)),
         ModelsError::Stopping => (Code::Unavailable, "STOPPING", Some(SOON)),
     };

@@ -234,6 +234,10 @@ impl Models {
             self.memory.send_modify(|used| *used += bytes);
             return Ok(Share { models: self, bytes });
         };
+        let needed = bytes.saturating_add(own);
+        if needed > budget {
+            return Err(ModelsError::TooLarge { model: id.clone(), needed, budget });
+        }
         let end = Instant::now() + self.config.wait;
         loop {
             let mut taken = false;
@@ -248,7 +252,7 @@ impl Models {
             let mut memory = self.memory.subscribe();
             let before = *memory.borrow_and_update();
             let used = before - own.min(before);
-            let refused = || ModelsError::NoRoom { model: id.clone(), needed: bytes + own, used, budget };
+            let refused = || ModelsError::NoRoom { model: id.clone(), needed, used, budget };
             if !self.push_out(id, before.saturating_add(bytes).saturating_sub(budget), own) {
                 return Err(refused());
             }

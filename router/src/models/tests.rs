@@ -260,7 +260,7 @@ async fn the_longest_unused_model_is_pushed_out_and_a_busy_one_never() {
     let small = Scene::new(LoadWhen::Demand, Some(size / 2));
     small.apply(&["m"], &[("m", "b")]);
     let error = small.load("m").await.unwrap_err();
-    assert!(matches!(&error, ModelsError::NoRoom { used: 0, .. }), "{error}");
+    assert!(matches!(&error, ModelsError::TooLarge { .. }), "{error}");
     small.settles_at(0).await;
 }
 
