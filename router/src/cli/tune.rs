@@ -156,6 +156,7 @@ fn pair_json(result: &PairResult, promise: Promise) -> Value {
     });
     value["hindsight"] = hindsight_json(&result.hindsight);
     value["needed"] = needed(result, &result.solution).into();
+    value["scale"] = if result.recorded { "recorded" } else { "rank" }.into();
     value["segments"] = segments.into();
     value
 }
@@ -164,8 +165,9 @@ fn pair_json(result: &PairResult, promise: Promise) -> Value {
 fn sentence(result: &PairResult, solution: &Solution) -> String {
     match (solution.threshold, needed(result, solution)) {
         (Some(threshold), _) => {
+            let what = if result.recorded { "scores" } else { "ranks" };
             format!(
-                "scores from {threshold} stay local, {:.1} % of {} pieces of evidence",
+                "{what} from {threshold} stay local, {:.1} % of {} pieces of evidence",
                 solution.local_share * 100.0,
                 solution.n
             )

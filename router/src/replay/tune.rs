@@ -1,8 +1,12 @@
 //! Thresholds from recorded outcomes: split, score, certify, and measure what was promised on rows none of them saw.
 //!
 //! Clusters of near-duplicates are dealt by a hash to scorer, certificate and check; rows that carry a recorded score need no
-//! scorer and are all evidence. A pair for which no scorer can be fitted gets one score for everything: then it is all local
-//! or all remote. This module reads no files and prints nothing.
+//! scorer and are all evidence. This module reads no files and prints nothing.
+//!
+//! A scorer that is fitted here only serves to rank: few outcomes give calibrations with long flat steps, and a threshold
+//! cannot cut a step. So its scores become ranks among those of its own rows, with ties dealt by a hash of the prompt. A
+//! step is then divided as by a coin, which keeps the promise as well as taking all or none of it. A pair for which no
+//! scorer can be fitted is one such step.
 
 use crate::evidence::bound::{BoundError, Evidence, Promise, Solution, grid, solve};
 use crate::evidence::outcome::Outcome;
@@ -92,6 +96,8 @@ pub struct PairResult {
     pub pair: Pair,
     /// The threshold and its proof.
     pub solution: Solution,
+    /// Whether the threshold cuts recorded scores; else it cuts ranks in `[0, 1]` by a scorer fitted for the purpose.
+    pub recorded: bool,
     /// Outcomes to be collected for one more piece of evidence.
     pub outcomes_per_evidence: f64,
     /// What the threshold did on rows that neither scorer nor certificate saw.
@@ -169,13 +175,14 @@ fn tune_pair(
     let checked = |row: &&&Outcome| validation.is_none() && place("check", &row.cluster) % 100 < CHECK_PERCENT;
     let check: Vec<&Outcome> = rest.iter().filter(checked).copied().collect();
     let certify: Vec<&Outcome> = rest.iter().filter(|row| !checked(row)).copied().collect();
-    let scores = if recorded { Scores::Recorded } else { Scores::fit(&pair, &fit, options, &mut notes) };
+    let scores = if recorded { Scores::Recorded } else { Scores::fit(&pair, &fit, options, &mut notes)? };
     let evidence = scores.evidence(&certify)?;
     let solution = solve(&evidence, options.promise)?;
     let check = validation.unwrap_or(check);
     let checked: Vec<Evidence> = check.iter().map(|row| scores.row(row, 1.0)).collect::<Result<_, _>>()?;
     let outcomes_per_evidence = rows.len() as f64 / evidence.len().max(1) as f64;
     Ok(PairResult {
+        recorded,
         outcomes_per_evidence,
         realised: realised(&checked, solution.threshold),
         hindsight: hindsight(&checked, options.promise.target),
@@ -217,38 +224,50 @@ fn segments(scores: &Scores, rows: &[&Outcome], options: &TuneOptions) -> Result
 
 /// Where scores come from.
 enum Scores {
+    /// The rows carry them.
     Recorded,
-    Fitted(Box<PairScorer>),
-    /// No scorer could be fitted: all requests are alike.
+    /// A scorer, and the scores it gives its own rows, sorted.
+    Ranked(Box<PairScorer>, Vec<f64>),
+    /// No scorer could be fitted: a coin.
     Alike,
 }
 
 impl Scores {
-    fn fit(pair: &Pair, rows: &[&Outcome], options: &TuneOptions, notes: &mut Vec<String>) -> Self {
-        let rows: Vec<Outcome> = rows.iter().map(|row| (*row).clone()).collect();
+    fn fit(pair: &Pair, rows: &[&Outcome], options: &TuneOptions, notes: &mut Vec<String>) -> Result<Self, ScoreError> {
+        let own: Vec<Outcome> = rows.iter().map(|row| (*row).clone()).collect();
         let wanted = TrainOptions {
             pair: pair.clone(),
             fits: options.fits.clone(),
             outcomes_hash: options.outcomes_hash.clone(),
         };
-        match train(&rows, &wanted) {
-            Ok(trained) => Scores::Fitted(Box::new(trained.scorer)),
+        match train(&own, &wanted) {
+            Ok(trained) => {
+                let mut known = own.iter().map(|row| plain(&trained.scorer, row)).collect::<Result<Vec<_>, _>>()?;
+                known.sort_unstable_by(f64::total_cmp);
+                Ok(Scores::Ranked(Box::new(trained.scorer), known))
+            }
             Err(error) => {
                 notes.push(format!(
-                    "{pair}: no scorer from {} outcomes ({error}), so all requests count alike and are all local or all \
-                     remote; collect more outcomes, or record a score with each",
+                    "{pair}: no scorer from {} outcomes ({error}), so a coin decides what stays local; collect more \
+                     outcomes, or record a score with each",
                     rows.len()
                 ));
-                Scores::Alike
+                Ok(Scores::Alike)
             }
         }
     }
 
     fn row(&self, row: &Outcome, weight: f64) -> Result<Evidence, ScoreError> {
+        let coin = place("tie", &row.prompt) as f64 / u64::MAX as f64;
         let score = match self {
             Scores::Recorded => row.recorded.score.unwrap_or(0.0),
-            Scores::Fitted(scorer) => scorer.score_turns(&[Turn::user(&row.prompt)])?.get(),
-            Scores::Alike => 0.5,
+            Scores::Ranked(scorer, known) => {
+                let score = plain(scorer, row)?;
+                let below = known.partition_point(|other| *other < score) as f64;
+                let equal = known.partition_point(|other| *other <= score) as f64 - below;
+                (below + coin * (equal + 1.0)) / (known.len() as f64 + 1.0)
+            }
+            Scores::Alike => coin,
         };
         Ok(Evidence { score, small: row.small_quality, large: row.large_quality, weight })
     }
@@ -266,6 +285,11 @@ impl Scores {
         }
         by_cluster.into_values().map(|(_, row)| self.row(row, least / row.sampling_probability)).collect()
     }
+}
+
+/// The calibrated score of a row's prompt.
+fn plain(scorer: &PairScorer, row: &Outcome) -> Result<f64, ScoreError> {
+    Ok(scorer.score_turns(&[Turn::user(&row.prompt)])?.get())
 }
 
 /// A number that depends on a name only; one name has independent numbers for different uses.

@@ -66,7 +66,7 @@ fn population(
         rows.iter().partition(|row| place("half", &row.cluster).is_multiple_of(2));
     let mut population = Vec::new();
     for (learnt, scored) in [(&one, &other), (&other, &one)] {
-        let scores = Scores::fit(pair, learnt, options, notes);
+        let scores = Scores::fit(pair, learnt, options, notes)?;
         for row in scored {
             population.push(scores.row(row, 1.0)?);
         }
