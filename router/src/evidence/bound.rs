@@ -10,7 +10,7 @@
 
 use super::betting::Losses;
 use super::certificate::Method;
-use super::special::incomplete_beta;
+use super::special::{erf, incomplete_beta};
 
 /// One independent piece of evidence.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -99,8 +99,7 @@ const USEFUL_SHARE: f64 = 0.05;
 
 /// Finds the lowest threshold that keeps the promise.
 ///
-/// Grades of only right and wrong are tested exactly, together with betting where the large model is sometimes wrong; other
-/// grades, and rows with unequal weights, by betting alone.
+/// Losses that take two values, as when only the small model was graded right or wrong, are bounded exactly; others by betting.
 ///
 /// # Errors
 /// Numbers out of range.
@@ -140,15 +139,9 @@ pub fn solve(evidence: &[Evidence], promise: Promise) -> Result<Solution, BoundE
     })
 }
 
-/// The sharpest test the kind of evidence allows. The choice depends on what grades are possible, not on who did well.
 fn method(evidence: &[Evidence]) -> Method {
-    let binary = |value: f64| value == 0.0 || value == 1.0;
-    let all_binary = evidence.iter().all(|row| binary(row.small) && binary(row.large) && row.weight == 1.0);
-    match all_binary {
-        true if evidence.iter().all(|row| row.large == 1.0) => Method::ExactBinomial,
-        true => Method::ExactAndBetting,
-        false => Method::Betting,
-    }
+    let two_valued = |row: &Evidence| row.large == 1.0 && (row.small == 0.0 || row.small == 1.0) && row.weight == 1.0;
+    if evidence.iter().all(two_valued) { Method::ExactBinomial } else { Method::Betting }
 }
 
 impl Promise {
@@ -186,57 +179,36 @@ impl Test<'_> {
         if all > 0.0 { local / all } else { 0.0 }
     }
 
-    /// Among rows the large model got right, those it would be wrong to serve locally, and all of them.
-    ///
-    /// Given the large model's answers, serving locally where only the small one is right can only help. Without counting
-    /// that help, the promise says that among rows the large model got right at most `1 - target` are lost: a binomial
-    /// test, exact for any number of rows.
-    fn lost(&self, threshold: f64) -> (usize, usize) {
-        let right = self.evidence.iter().filter(|row| row.large == 1.0);
-        let lost = right.clone().filter(|row| row.score >= threshold && row.small < 1.0);
-        (lost.count(), right.count())
+    /// Small answers that were wrong and would be served.
+    fn wrong(&self, threshold: f64) -> usize {
+        let wrong = |row: &&Evidence| row.score >= threshold && row.small < 1.0;
+        self.evidence.iter().filter(wrong).count()
     }
 
     fn losses(&self, threshold: f64) -> Losses<'_> {
         Losses { evidence: self.evidence, threshold, target: self.promise.target }
     }
 
-    /// The error probability of each of the tests that are made at a threshold.
-    fn alpha(&self) -> f64 {
-        match self.method {
-            Method::ExactBinomial | Method::Betting => self.promise.alpha(),
-            Method::ExactAndBetting => self.promise.alpha() / 2.0,
-        }
-    }
-
     fn proves(&self, threshold: f64) -> bool {
-        let alpha = self.alpha();
-        let exact = || {
-            // So few lost answers would be too unlikely if the promise were broken.
-            let (lost, right) = self.lost(threshold);
-            binomial_tail(lost, right, 1.0 - self.promise.target) <= alpha
-        };
-        let betting = || self.losses(threshold).mean_is_at_most(0.0, alpha);
         match self.method {
-            Method::ExactBinomial => exact(),
-            Method::Betting => betting(),
-            Method::ExactAndBetting => exact() || betting(),
+            Method::ExactBinomial => {
+                // So few wrong answers would be too unlikely if the promise were broken.
+                let slack = 1.0 - self.promise.target;
+                binomial_tail(self.wrong(threshold), self.evidence.len(), slack) <= self.promise.alpha()
+            }
+            Method::Betting => self.losses(threshold).mean_is_at_most(0.0, self.promise.alpha()),
         }
     }
 
     /// Upper confidence bound of the expected loss.
     fn bound(&self, threshold: f64) -> f64 {
-        let alpha = self.alpha();
-        let exact = || {
-            let (lost, right) = self.lost(threshold);
-            clopper_pearson_upper(lost, right, alpha) - (1.0 - self.promise.target)
-        };
-        let betting = || self.losses(threshold).upper_mean(alpha);
+        let Promise { target, .. } = self.promise;
         match self.method {
-            Method::ExactBinomial => exact(),
-            Method::Betting => betting(),
-            // How often the large model is right is not known, so what the exact test proves is only "at most 0".
-            Method::ExactAndBetting => exact().max(0.0).min(betting()),
+            Method::ExactBinomial => {
+                let wrong = self.wrong(threshold);
+                target - 1.0 + clopper_pearson_upper(wrong, self.evidence.len(), self.promise.alpha())
+            }
+            Method::Betting => self.losses(threshold).upper_mean(self.promise.alpha()),
         }
     }
 
@@ -255,38 +227,29 @@ impl Test<'_> {
     /// Evidence without which nothing can be proven, however good it is; `None` when there is that much.
     fn least(&self) -> Option<u64> {
         // Rows that stay remote lose `-(1 - target)` each: the least varied evidence there is.
-        let least = (self.alpha().ln() / self.promise.target.ln()).ceil();
+        let least = (self.promise.alpha().ln() / self.promise.target.ln()).ceil();
         let n = self.evidence.len() as f64;
         (least > n).then_some((least - n) as u64)
     }
 
-    /// Evidence that would prove a threshold; `None` when it looks false.
+    /// Evidence that would prove a threshold if the rates stay what they are; `None` when it looks false. For betting by the
+    /// normal approximation, but never less than even the least varied evidence needs.
     fn sample_size(&self, threshold: f64) -> Option<u64> {
-        let betting = || {
-            let growth = self.losses(threshold).log_capital(0.0, self.alpha()) / self.evidence.len().max(1) as f64;
-            (growth > 0.0).then(|| (-self.alpha().ln() / growth).ceil() as u64)
-        };
-        match self.method {
-            Method::Betting => betting(),
-            Method::ExactBinomial => self.exact_size(threshold),
-            Method::ExactAndBetting => match (self.exact_size(threshold), betting()) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            },
+        let alpha = self.promise.alpha();
+        let n = self.evidence.len();
+        if self.method == Method::Betting {
+            let (mean, variance) = self.losses(threshold).moments();
+            let normal = variance * (normal_quantile(alpha) / mean).powi(2);
+            return (mean < 0.0).then(|| normal.max(alpha.ln() / self.promise.target.ln()).ceil() as u64);
         }
-    }
-
-    /// The same for the exact test, if the rates stay what they are.
-    fn exact_size(&self, threshold: f64) -> Option<u64> {
-        let (lost, right) = self.lost(threshold);
-        let rate = lost as f64 / right.max(1) as f64;
+        let rate = self.wrong(threshold) as f64 / n.max(1) as f64;
         let slack = 1.0 - self.promise.target;
-        if rate >= slack || right == 0 {
+        if rate >= slack {
             return None;
         }
         let enough = |size: u64| {
-            let lost = (rate * size as f64).ceil() as usize;
-            clopper_pearson_upper(lost, size as usize, self.alpha()) <= slack
+            let wrong = (rate * size as f64).ceil() as usize;
+            clopper_pearson_upper(wrong, size as usize, alpha) <= slack
         };
         let mut high = 16_u64;
         while !enough(high) {
@@ -301,7 +264,7 @@ impl Test<'_> {
                 low = middle;
             }
         }
-        Some((high as f64 * self.evidence.len() as f64 / right as f64).ceil() as u64)
+        Some(high)
     }
 }
 
@@ -315,6 +278,20 @@ pub fn clopper_pearson_upper(hits: usize, n: usize, alpha: f64) -> f64 {
     for _ in 0..60 {
         let middle = f64::midpoint(low, high);
         if binomial_tail(hits, n, middle) > alpha {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    high
+}
+
+/// How many standard deviations a normal variable exceeds with probability `alpha`.
+fn normal_quantile(alpha: f64) -> f64 {
+    let (mut low, mut high) = (-8.0, 8.0);
+    for _ in 0..60 {
+        let middle = f64::midpoint(low, high);
+        if 0.5 * (1.0 - erf(middle / std::f64::consts::SQRT_2)) > alpha {
             low = middle;
         } else {
             high = middle;

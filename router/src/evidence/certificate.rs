@@ -18,10 +18,8 @@ pub const ANY_LARGE: &str = "*";
 pub enum Method {
     /// Clopper–Pearson on losses that take two values.
     ExactBinomial,
-    /// A betting test on bounded losses (Waudby-Smith and Ramdas, 2024).
+    /// A betting test on bounded losses (`evidence::betting`).
     Betting,
-    /// Both, each with half of the error probability: the exact test among rows the large model got right, or betting.
-    ExactAndBetting,
 }
 
 impl Method {
@@ -30,15 +28,12 @@ impl Method {
         match self {
             Method::ExactBinomial => "exact-binomial",
             Method::Betting => "betting",
-            Method::ExactAndBetting => "exact-and-betting",
         }
     }
 
     /// The method of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Method::ExactBinomial, Method::Betting, Method::ExactAndBetting]
-            .into_iter()
-            .find(|method| method.name() == name)
+        [Method::ExactBinomial, Method::Betting].into_iter().find(|method| method.name() == name)
     }
 }
 
@@ -259,7 +254,7 @@ impl RawCertificate {
             problems.push(format!("local_share {} is not within 0 and 1", self.local_share));
         }
         if Method::from_name(&self.method).is_none() {
-            problems.push(format!("method {:?} is none of exact-binomial, betting, exact-and-betting", self.method));
+            problems.push(format!("method {:?} is neither exact-binomial nor betting", self.method));
         }
         if self.date.parse::<jiff::civil::Date>().is_err() {
             problems.push(format!("date {:?} is not of the form 2026-01-31", self.date));

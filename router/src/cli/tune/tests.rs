@@ -126,7 +126,9 @@ fn too_little_and_one_sided_evidence_is_told_in_words() {
 
     let never = rows(900, |_| String::new()).replace("\"weak_quality\":1", "\"weak_quality\":0");
     let never = solved(&folder.arguments(never));
-    assert!(never["threshold"].is_null() && never["realised"]["local_share"].as_f64() == Some(0.0), "{never}");
+    // A twentieth may be lost: a coin may give away that much and no more.
+    assert!(never["hindsight"]["random"].as_f64().unwrap() < 0.06, "{never}");
+    assert!(never["realised"]["local_share"].as_f64().unwrap() < 0.06, "{never}");
 }
 
 #[test]

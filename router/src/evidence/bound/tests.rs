@@ -107,7 +107,7 @@ fn promises_are_kept_at_the_stated_confidence_and_not_by_doing_nothing() {
 #[test]
 fn methods_follow_the_kind_of_grades() {
     assert_eq!(solve(&population(0.0, false), PROMISE).unwrap().method, Method::ExactBinomial);
-    assert_eq!(solve(&population(0.0, true), PROMISE).unwrap().method, Method::ExactAndBetting);
+    assert_eq!(solve(&population(0.0, true), PROMISE).unwrap().method, Method::Betting);
     let mut graded = population(0.0, false);
     graded[0].small = 0.5;
     assert_eq!(solve(&graded, PROMISE).unwrap().method, Method::Betting);
