@@ -3,7 +3,7 @@
 use crate::house::House;
 use crate::quantile;
 use router::domain::{
-    Candidate, Cost, Labels, Limits, Message, ModelId, Placement, Request, RequestId, Role, Route, Score, TenantId,
+    Candidate, Labels, Limits, Message, ModelId, Placement, Request, RequestId, Residency, Role, Route, Score, TenantId,
 };
 use router::policy::Facts;
 use std::time::Instant;
@@ -15,7 +15,7 @@ const CALLS: usize = 400;
 const LARGE: &str = "openai/gpt-4.1-mini";
 
 fn candidate(model: &str, route: Route, score: Option<Score>) -> Candidate {
-    Candidate { model: ModelId::new(model), route, score, expected_cost: Cost::FREE, excluded_by: None }
+    Candidate { score, ..Candidate::new(ModelId::new(model), route) }
 }
 
 fn request(tokens: usize) -> Request {
@@ -28,6 +28,7 @@ fn request(tokens: usize) -> Request {
         limits: Limits::default(),
         placement: Placement::Auto,
         placement_floor: Placement::Auto,
+        residency: Residency::anywhere(),
         policy: Some("balanced".to_owned()),
         labels: Labels::new(),
         conversation_id: String::new(),
@@ -53,7 +54,7 @@ pub fn run(house: &House) -> anyhow::Result<()> {
             let score = scorer.score(&request.messages)?;
             let candidates =
                 vec![candidate("sluice-nano", Route::Local, Some(score)), candidate(LARGE, Route::Remote, None)];
-            let facts = Facts { candidates, scorer_version: scorer.version().to_owned(), draw: 1.0, stream: false };
+            let facts = Facts { candidates, scorer_version: scorer.version().to_owned(), ..Facts::default() };
             std::hint::black_box(policy.decide(&facts, &constraints)?);
             whole.push(clock.elapsed().as_secs_f64() * 1e6);
             let clock = Instant::now();

@@ -96,6 +96,7 @@ impl App {
             budgets: Arc::clone(&budgets),
             tenant_limits: settings.tenants.clone(),
             records: settings.records.clone(),
+            residencies: settings.residencies.clone(),
             default_limits: BudgetLimits::default(),
             ledger: Arc::clone(&ledger),
             metrics: metrics.clone(),

@@ -42,6 +42,10 @@ impl CacheKey {
         encoder.text(parts.constraints.placement.as_str());
         encoder.optional_text(parts.constraints.rule.as_deref());
         encoder.optional_text(parts.constraints.model.as_ref().map(|model| model.as_str()));
+        // Whoever may only be served in the EU must not get what was made elsewhere.
+        let regions = parts.constraints.residency.regions();
+        encoder.number(regions.map_or(0, |regions| regions.len() as u64 + 1));
+        regions.into_iter().flatten().for_each(|region| encoder.text(region));
         encoder.limits(parts.limits);
         encoder.number(parts.messages.len() as u64);
         for message in parts.messages {
@@ -131,7 +135,7 @@ pub fn cacheable(limits: &Limits, any_temperature: bool, finish: &Finish) -> boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ModelId, Placement, Role, Usage};
+    use crate::domain::{ModelId, Placement, Residency, Role, Usage};
 
     struct Ingredients {
         tenant: TenantId,
@@ -150,6 +154,7 @@ mod tests {
                     placement_by: "policy".to_owned(),
                     rule: None,
                     model: None,
+                    residency: Residency::anywhere(),
                     cache_read: true,
                     cache_write: true,
                 },
@@ -182,6 +187,8 @@ mod tests {
         check(&|parts| parts.constraints.placement = Placement::LocalOnly);
         check(&|parts| parts.constraints.rule = Some(String::new()));
         check(&|parts| parts.constraints.model = Some(ModelId::new("m")));
+        check(&|parts| parts.constraints.residency = Residency::only("x", ["eu"]));
+        check(&|parts| parts.constraints.residency = Residency::only("x", ["eu", "us"]));
         check(&|parts| parts.policy.hash = "00fe".to_owned());
         check(&|parts| parts.limits.temperature = None);
         check(&|parts| parts.limits.temperature = Some(0.1));

@@ -120,6 +120,8 @@ pub struct Model {
     pub default_output: u32,
     /// What it can honour.
     pub capabilities: Capabilities,
+    /// Where it runs, as demands on residency name it; a model without is nowhere.
+    pub region: Option<String>,
     /// What it costs; local models cost no money.
     pub price: Price,
 }
@@ -285,6 +287,13 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
     if kind == Some("remote") {
         section.missing("price", "a remote model without a price can't be budgeted", problems);
     }
+    let region = section.text("region", problems).and_then(|(region, span)| {
+        let named = !region.trim().is_empty();
+        if !named {
+            problems.add(span, &section.path("region"), "is empty", "name the region, or leave the key out");
+        }
+        named.then_some(region)
+    });
     section.finish(problems);
     Some(Model {
         id: id?,
@@ -293,6 +302,7 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         max_output: max_output?,
         default_output: default_output?,
         capabilities,
+        region,
         price: price.unwrap_or_default(),
     })
 }

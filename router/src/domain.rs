@@ -6,11 +6,12 @@ pub mod decision;
 pub mod money;
 pub mod recording;
 pub mod request;
+pub mod residency;
 
 pub use answer::{AnswerText, Chunk, Finish, FinishReason, TokenAlternative, TokenLogprob, Usage};
 pub use decision::{
-    Candidate, Constraints, Decision, EntryStatus, ExcludedBy, PolicyRef, Reason, ReasonCode, Route, Score,
-    ScoreOutOfRange,
+    Arm, Candidate, Constraints, Decision, EntryStatus, ExcludedBy, PolicyRef, Predicted, Reason, ReasonCode, Route,
+    Score, ScoreOutOfRange,
 };
 pub use money::{Cost, CostBasis, MoneyError, NanoUsd, PicoUsdPerToken};
 pub use recording::{FirstChoice, RecordLevel, Recording};
@@ -18,3 +19,4 @@ pub use request::{
     AttemptId, Labels, Limits, Message, ModelId, Part, Placement, PlacementConflict, Request, RequestId,
     ResponseFormat, Role, TenantId,
 };
+pub use residency::Residency;

@@ -4,6 +4,7 @@
 //! sees one snapshot of policies, certificates and prices from start to end.
 
 mod attempt;
+mod conversations;
 mod draft;
 mod facts;
 mod follow;
@@ -20,11 +21,12 @@ use crate::backend::resilience::RetryPolicy;
 use crate::backend::{Availability, Backends};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
-use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Route, TenantId};
+use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
 use crate::telemetry::Metrics;
+use conversations::Conversations;
 use follow::FlightItem;
 use run::{RETRY_SOON, Run};
 use std::collections::HashMap;
@@ -55,6 +57,8 @@ pub struct Parts {
     pub tenant_limits: HashMap<TenantId, BudgetLimits>,
     /// What is kept of tenants' requests, from settings; nothing of the others'.
     pub records: HashMap<TenantId, RecordLevel>,
+    /// Where tenants' requests may be served, from settings; anywhere for the others.
+    pub residencies: HashMap<TenantId, Residency>,
     /// Limits of tenants that settings don't name.
     pub default_limits: BudgetLimits,
     /// Record of what happened.
@@ -81,6 +85,8 @@ pub struct Gateway {
     budgets: Arc<Budgets>,
     tenant_limits: HashMap<TenantId, BudgetLimits>,
     records: HashMap<TenantId, RecordLevel>,
+    residencies: HashMap<TenantId, Residency>,
+    conversations: Conversations,
     default_limits: BudgetLimits,
     ledger: Arc<Ledger>,
     metrics: Metrics,
@@ -115,6 +121,8 @@ impl Gateway {
             budgets: parts.budgets,
             tenant_limits: parts.tenant_limits,
             records: parts.records,
+            residencies: parts.residencies,
+            conversations: Conversations::default(),
             default_limits: parts.default_limits,
             ledger: parts.ledger,
             metrics: parts.metrics,
@@ -126,7 +134,8 @@ impl Gateway {
     }
 
     /// Serves a request: decides it now, then answers through the reply's events.
-    pub async fn handle(self: &Arc<Self>, request: Request) -> Result<Reply, GatewayError> {
+    pub async fn handle(self: &Arc<Self>, mut request: Request) -> Result<Reply, GatewayError> {
+        self.confine(&mut request);
         let received_at = jiff::Timestamp::now();
         let received = Instant::now();
         let permit = self.admit()?;
@@ -163,12 +172,14 @@ impl Gateway {
 
     /// Tells how a request would be decided; nothing is served, held or recorded.
     pub fn explain(&self, request: &Request) -> Result<Explanation, GatewayError> {
+        let mut request = request.clone();
+        self.confine(&mut request);
         let plain = |kind: GatewayErrorKind| GatewayError { kind, report: None };
-        let (snapshot, policy) = self.policy(request).map_err(plain)?;
-        let constraints = policy.constrain(request).map_err(|refusal| plain(refusal.into()))?;
+        let (snapshot, policy) = self.policy(&request).map_err(plain)?;
+        let constraints = policy.constrain(&request).map_err(|refusal| plain(refusal.into()))?;
         let admitted = Admitted {
             messages: request.messages.clone().into(),
-            request: request.clone(),
+            request,
             snapshot,
             policy,
             constraints,
@@ -212,6 +223,13 @@ impl Gateway {
             let what = "as many requests as `limits.max_concurrent_requests` allows are under way".to_owned();
             GatewayError { kind: GatewayErrorKind::Overloaded { what, retry_after: RETRY_SOON }, report: None }
         })
+    }
+
+    /// Adds where the tenant's requests may be served.
+    fn confine(&self, request: &mut Request) {
+        if let Some(residency) = self.residencies.get(&request.tenant) {
+            request.residency = request.residency.clone().and(residency);
+        }
     }
 
     fn policy(&self, request: &Request) -> Result<(Arc<Snapshot>, Arc<Policy>), GatewayErrorKind> {

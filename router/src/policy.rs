@@ -1,20 +1,23 @@
 //! Policies: what is promised, at what cost, under which rules. A policy file becomes a [`Policy`] that cannot be wrong;
 //! [`Policy::constrain`] and [`Policy::decide`] are pure and total. Knows nothing of backends' state but the facts it is given.
 
+mod ceilings;
+mod choose;
 mod decide;
 mod file;
 mod registry;
 mod rules;
 mod selftest;
 
-pub use decide::{Facts, Refusal};
+pub use ceilings::{LatencyCeilings, WhenLate};
+pub use decide::{Facts, Refusal, is_decided_anew};
 pub use registry::{Registry, RegistryError, Snapshot};
 pub use rules::{FUNCTIONS, RuleErrors, VARIABLES};
 pub use selftest::SelfTest;
 
 use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
-use crate::domain::{ModelId, Placement, PolicyRef};
+use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency};
 use crate::evidence::certificate::Certificate;
 use crate::judge::JudgeFile;
 use crate::toml_file::Problem;
@@ -32,8 +35,31 @@ pub enum Objective {
         /// Confidence of the certificate.
         confidence: f64,
     },
+    /// The best quality that a cost ceiling allows, by a threshold solved from recorded costs.
+    MaxQuality(CostCeiling),
     /// A threshold given by hand: no promise on quality.
     FixedThreshold(f64),
+}
+
+/// A ceiling on the mean cost of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CostCeiling {
+    /// USD for 1,000 requests.
+    pub per_1000: NanoUsd,
+    /// Confidence of the certificate.
+    pub confidence: f64,
+    /// Requests and costs of this long are held against the ceiling together; windows begin at multiples of it since
+    /// 1970-01-01 UTC.
+    pub window: Duration,
+}
+
+/// A share of a policy's conversations that another policy decides, to compare the two.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experiment {
+    /// The other policy's name.
+    pub candidate: String,
+    /// Its share of the conversations, above 0 and at most 1.
+    pub share: f64,
 }
 
 /// Whether a policy's certificate can be used.
@@ -57,6 +83,14 @@ impl CertificateState {
             Self::Missing => "missing: run `sluice train scorer --solve` to make one".to_owned(),
             Self::Mismatched(why) => why.clone(),
             Self::NotNeeded => "not needed: the threshold is fixed by hand".to_owned(),
+        }
+    }
+
+    /// The small model that it speaks for; `None` where it speaks for all.
+    pub fn small(&self) -> Option<&str> {
+        match self {
+            Self::Valid(certificate) => Some(&certificate.small),
+            _ => None,
         }
     }
 }
@@ -115,8 +149,16 @@ pub struct Policy {
     pub large: Vec<ModelId>,
     /// What it is after.
     pub objective: Objective,
+    /// Ceilings on latency.
+    pub latency: LatencyCeilings,
     /// Placement that it asks for.
     pub placement: Placement,
+    /// Where it lets requests be served.
+    pub residency: Residency,
+    /// `escalate-only`: how long a conversation that went remote and is silent stays remote.
+    pub sticky: Option<Duration>,
+    /// A share of the traffic that another policy decides.
+    pub experiment: Option<Experiment>,
     /// Whether a declined draft goes to a large model.
     pub escalate: bool,
     /// Score of the prompt below which no draft is tried.
@@ -179,10 +221,10 @@ impl Policy {
 
     /// Gives the policy its judge. It is in force only where its own certificate speaks for this policy and this judge.
     pub fn judge_by(&mut self, judge: Option<Result<JudgeFile, String>>) {
-        let by_hand = matches!(self.objective, Objective::FixedThreshold(_));
+        let unjudged = !matches!(self.objective, Objective::MinCost { .. });
         self.judge = match judge {
             None => JudgeState::Absent,
-            Some(_) if by_hand || !self.escalate => JudgeState::Absent,
+            Some(_) if unjudged || !self.escalate => JudgeState::Absent,
             Some(Err(why)) => JudgeState::Mismatched(why),
             Some(Ok(file)) => match self.mismatch(&file.certificate, file.judge.version()) {
                 Some(why) => JudgeState::Mismatched(why),
@@ -218,7 +260,7 @@ impl Policy {
             Objective::MinCost { quality_target, confidence } => {
                 certificate.target == quality_target && certificate.confidence == confidence
             }
-            Objective::FixedThreshold(_) => true,
+            Objective::MaxQuality(_) | Objective::FixedThreshold(_) => true,
         };
         if !small {
             Some(format!("certificate was solved for small model {}", certificate.small))

@@ -8,7 +8,7 @@ pub use hub::HubSettings;
 
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
-use crate::domain::{RecordLevel, TenantId};
+use crate::domain::{RecordLevel, Residency, TenantId};
 use crate::models::LoadWhen;
 use crate::telemetry::TelemetryConfig;
 use config::{Config, Environment, File, FileFormat, Source as _};
@@ -102,6 +102,8 @@ pub struct Settings {
     pub max_concurrent: usize,
     /// Budgets by tenant.
     pub tenants: HashMap<TenantId, BudgetLimits>,
+    /// Where tenants' requests may be served; anywhere for tenants that are not named or name no region.
+    pub residencies: HashMap<TenantId, Residency>,
     /// What is kept of requests beside the books, by tenant; nothing of tenants that are not named.
     pub records: HashMap<TenantId, RecordLevel>,
     /// Bytes of the answer cache.

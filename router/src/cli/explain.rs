@@ -79,6 +79,12 @@ fn print_decision(out: &mut dyn Write, decision: &v1::Decision) -> anyhow::Resul
         word(decision.placement().as_str_name(), "PLACEMENT_").replace('_', "-"),
         decision.placement_by
     )?;
+    if !decision.residency.is_empty() {
+        writeln!(out, "residency    {}", decision.residency)?;
+    }
+    if !decision.experiment.is_empty() {
+        writeln!(out, "experiment   {}: {}", decision.experiment, decision.arm)?;
+    }
     if !decision.rule.is_empty() {
         writeln!(out, "rule         {}", decision.rule)?;
     }
@@ -100,6 +106,9 @@ fn print_decision(out: &mut dyn Write, decision: &v1::Decision) -> anyhow::Resul
                 word(candidate.route().as_str_name(), "ROUTE_"),
                 candidate.score.map_or("–".to_owned(), |score| format!("{score:.3}")),
                 money(candidate.expected_cost.unwrap_or_default().nano_usd),
+                money(candidate.worst_nano_usd),
+                candidate.predicted_total_ms.map_or("–".to_owned(), |ms| format!("{ms:.0} ms")),
+                candidate.region.clone(),
                 candidate.excluded_by.clone(),
             ]
         })
@@ -109,6 +118,9 @@ fn print_decision(out: &mut dyn Write, decision: &v1::Decision) -> anyhow::Resul
         ("runs", Align::Left),
         ("score", Align::Right),
         ("expected cost", Align::Right),
+        ("worst cost", Align::Right),
+        ("95 % within", Align::Right),
+        ("region", Align::Left),
         ("excluded by", Align::Left),
     ];
     table::print(out, &header, &rows)?;

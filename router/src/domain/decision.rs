@@ -1,8 +1,10 @@
 //! How a request is routed and why: the record that every answer carries and the ledger keeps.
 
-use super::money::Cost;
+use super::money::{Cost, CostBasis, NanoUsd};
 use super::request::{ModelId, Placement};
+use super::residency::Residency;
 use std::fmt;
+use std::time::Duration;
 
 /// A probability in [0, 1]: P(the small model's answer is as good as the large one's). Cannot hold nonsense.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -96,11 +98,19 @@ pub enum ReasonCode {
     RemoteUnavailable,
     /// The budget was exhausted; local serves what the policy allows.
     BudgetExhausted,
+    /// The conversation went remote before and stays there.
+    Sticky,
+    /// A latency ceiling moved the choice: what else would have served is predicted to miss it.
+    LatencyCeiling,
+    /// Whatever may serve is predicted to miss the latency ceiling; the policy says what serves then.
+    Late,
+    /// The cost ceiling leaves no room for a large model.
+    CostCeiling,
 }
 
 impl ReasonCode {
     /// All codes.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::CacheHit,
         Self::ScoreAboveThreshold,
         Self::ScoreBelowThreshold,
@@ -118,6 +128,10 @@ impl ReasonCode {
         Self::LocalUnavailable,
         Self::RemoteUnavailable,
         Self::BudgetExhausted,
+        Self::Sticky,
+        Self::LatencyCeiling,
+        Self::Late,
+        Self::CostCeiling,
     ];
 
     /// The word used on the wire, in SQL and in metrics.
@@ -140,6 +154,10 @@ impl ReasonCode {
             Self::LocalUnavailable => "local_unavailable",
             Self::RemoteUnavailable => "remote_unavailable",
             Self::BudgetExhausted => "budget_exhausted",
+            Self::Sticky => "sticky",
+            Self::LatencyCeiling => "latency_ceiling",
+            Self::Late => "late",
+            Self::CostCeiling => "cost_ceiling",
         }
     }
 }
@@ -171,6 +189,31 @@ impl fmt::Display for ExcludedBy {
     }
 }
 
+/// How long an answer is predicted to take, at the quantile that ceilings speak of (95 %).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Predicted {
+    /// To the first byte, waiting included.
+    pub first_byte: Duration,
+    /// To the end of the answer.
+    pub total: Duration,
+}
+
+/// Which side of an experiment a request is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arm {
+    /// The policy that runs the experiment.
+    pub experiment: String,
+    /// Whether the candidate policy decided; the experiment's own policy else.
+    pub candidate: bool,
+}
+
+impl Arm {
+    /// The word on the wire, in logs and in reports.
+    pub const fn as_str(&self) -> &'static str {
+        if self.candidate { "candidate" } else { "control" }
+    }
+}
+
 /// One model that was considered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
@@ -182,8 +225,30 @@ pub struct Candidate {
     pub score: Option<Score>,
     /// Expected cost of serving it here.
     pub expected_cost: Cost,
+    /// The most that one attempt can cost: what would be held for it.
+    pub worst_cost: NanoUsd,
+    /// How long it is predicted to take; `None` while too little was seen.
+    pub predicted: Option<Predicted>,
+    /// The catalog's word on where it runs.
+    pub region: Option<String>,
     /// Why it was not eligible.
     pub excluded_by: Option<ExcludedBy>,
+}
+
+impl Candidate {
+    /// A free candidate that nothing is known of and nothing excludes.
+    pub fn new(model: ModelId, route: Route) -> Self {
+        Self {
+            model,
+            route,
+            score: None,
+            expected_cost: Cost { amount: NanoUsd::ZERO, basis: CostBasis::Estimated },
+            worst_cost: NanoUsd::ZERO,
+            predicted: None,
+            region: None,
+            excluded_by: None,
+        }
+    }
 }
 
 /// Which policy decided, to the byte.
@@ -220,6 +285,8 @@ pub struct Decision {
     pub propensity: f64,
     /// Whether the route was taken to learn, not because it looked best.
     pub explored: bool,
+    /// Its side of an experiment, if there is one.
+    pub arm: Option<Arm>,
 }
 
 /// What placement, key, tenant and rules allow, computed before anything is looked up.
@@ -233,6 +300,8 @@ pub struct Constraints {
     pub rule: Option<String>,
     /// A model that the rule names; other candidates are excluded.
     pub model: Option<ModelId>,
+    /// Where it may be served.
+    pub residency: Residency,
     /// Whether an answer may be taken from the cache.
     pub cache_read: bool,
     /// Whether an answer may be kept in the cache.

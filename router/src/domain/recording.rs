@@ -2,6 +2,7 @@
 //! first request.
 
 use super::request::{Message, ModelId, Placement, Request};
+use super::residency::Residency;
 use super::{Decision, ReasonCode, Route};
 
 /// How much of a tenant's requests is kept beside the books.
@@ -58,6 +59,8 @@ pub struct Recording {
     pub placement: Placement,
     /// What the key insisted on.
     pub placement_floor: Placement,
+    /// Where client, key and tenant allowed it to be served.
+    pub residency: Residency,
     /// Bytes of all message texts.
     pub prompt_bytes: u64,
     /// Messages.
@@ -86,6 +89,7 @@ impl Recording {
             first,
             placement: request.placement,
             placement_floor: request.placement_floor,
+            residency: request.residency.clone(),
             prompt_bytes: request.prompt_bytes() as u64,
             turns: u32::try_from(request.messages.len()).unwrap_or(u32::MAX),
             max_tokens: request.limits.max_tokens,

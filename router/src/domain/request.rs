@@ -1,5 +1,6 @@
 //! What a client asks for, after the edge has checked it: nothing in here can be malformed.
 
+use super::residency::Residency;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -273,6 +274,8 @@ pub struct Request {
     pub placement: Placement,
     /// What the key insists on.
     pub placement_floor: Placement,
+    /// Where client, key and tenant allow it to be served.
+    pub residency: Residency,
     /// The policy asked for (already allowed for the key); `None` is the default policy.
     pub policy: Option<String>,
     /// Client's labels together with the key's own, which win.

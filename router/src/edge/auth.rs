@@ -5,7 +5,7 @@
 
 mod file;
 
-use crate::domain::{Labels, Placement, TenantId};
+use crate::domain::{Labels, Placement, Residency, TenantId};
 use crate::toml_file::Problem;
 use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
@@ -41,6 +41,8 @@ pub struct Caller {
     pub default_policy: Option<String>,
     /// What the key insists on.
     pub placement_floor: Placement,
+    /// Where the key lets requests be served.
+    pub residency: Residency,
     /// Labels that win over the request's own.
     pub labels: Labels,
 }
@@ -54,6 +56,7 @@ impl Caller {
             policies: None,
             default_policy: None,
             placement_floor: Placement::Auto,
+            residency: Residency::anywhere(),
             labels: Labels::new(),
         }
     }

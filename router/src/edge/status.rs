@@ -11,7 +11,7 @@ use prost::Message as _;
 use std::collections::HashMap;
 use std::time::Duration;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _, pb};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _, pb};
 
 /// Domain of our `ErrorInfo`s.
 const DOMAIN: &str = "sluice";
@@ -157,12 +157,14 @@ fn code(kind: &GatewayErrorKind) -> Code {
         | GatewayErrorKind::PromptTooLong(_)
         // The model was asked and found the request itself wrong; the same request would fail again.
         | GatewayErrorKind::UpstreamRejected(_) => Code::InvalidArgument,
-        GatewayErrorKind::PlacementConflict(_) | GatewayErrorKind::NoCandidate(_) | GatewayErrorKind::Declined { .. } => {
-            Code::FailedPrecondition
-        }
-        GatewayErrorKind::BudgetExhausted { .. } => Code::ResourceExhausted,
+        GatewayErrorKind::PlacementConflict(_)
+        | GatewayErrorKind::NoCandidate(_)
+        | GatewayErrorKind::NoRegion { .. }
+        | GatewayErrorKind::Declined { .. } => Code::FailedPrecondition,
+        GatewayErrorKind::BudgetExhausted { .. } | GatewayErrorKind::CostCeiling { .. } => Code::ResourceExhausted,
         GatewayErrorKind::Overloaded { .. }
         | GatewayErrorKind::Unavailable { .. }
+        | GatewayErrorKind::Late { .. }
         | GatewayErrorKind::JournalUnwritable(_)
         | GatewayErrorKind::ShuttingDown => Code::Unavailable,
         GatewayErrorKind::Cut(_) | GatewayErrorKind::Unfinished(_) => Code::Aborted,
@@ -180,6 +182,15 @@ fn add_specifics(kind: &GatewayErrorKind, details: &mut ErrorDetails) {
         GatewayErrorKind::Unsupported { field: name, .. } => {
             details.set_bad_request(field(&format!("ask.{name}")));
         }
+        GatewayErrorKind::NoRegion { field, why } => {
+            let description = clipped(why, MAX_MESSAGE_BYTES);
+            details.set_precondition_failure(vec![PreconditionViolation::new("REGION", field, description)]);
+        }
+        GatewayErrorKind::CostCeiling { why, retry_after } => {
+            let description = clipped(why, MAX_MESSAGE_BYTES);
+            details.set_quota_failure(vec![tonic_types::QuotaViolation::new("policy/max_cost", description)]);
+            details.set_retry_info(Some(*retry_after));
+        }
         GatewayErrorKind::Unfinished(_) => drop(details.set_bad_request(field("ask.limits.max_tokens"))),
         GatewayErrorKind::PromptTooLong(_) | GatewayErrorKind::UpstreamRejected(_) => {
             details.set_bad_request(field("ask.messages"));
@@ -190,7 +201,9 @@ fn add_specifics(kind: &GatewayErrorKind, details: &mut ErrorDetails) {
             details.set_quota_failure(vec![tonic_types::QuotaViolation::new(subject, description)]);
             details.set_retry_info(Some(*resets_in));
         }
-        GatewayErrorKind::Overloaded { retry_after, .. } | GatewayErrorKind::Unavailable { retry_after, .. } => {
+        GatewayErrorKind::Overloaded { retry_after, .. }
+        | GatewayErrorKind::Late { retry_after, .. }
+        | GatewayErrorKind::Unavailable { retry_after, .. } => {
             details.set_retry_info(Some(*retry_after));
         }
         GatewayErrorKind::JournalUnwritable(_) | GatewayErrorKind::ShuttingDown => {

@@ -5,8 +5,11 @@ use super::reply::GatewayErrorKind;
 use super::run::RETRY_SOON;
 use super::{Admitted, Gateway};
 use crate::backend::Availability;
+use crate::budget::WindowStatus;
 use crate::catalog::Model;
-use crate::domain::{Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, Placement, RequestId, Route, Usage};
+use crate::domain::{
+    Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, NanoUsd, Placement, RequestId, Route, Usage,
+};
 use crate::policy::{Facts, Refusal};
 use crate::score::PairScorer;
 use std::sync::Arc;
@@ -23,6 +26,9 @@ impl From<Refusal> for GatewayErrorKind {
         match refusal {
             Refusal::Conflict(conflict) => Self::PlacementConflict(conflict.to_string()),
             Refusal::NoCandidate(_) => Self::NoCandidate(refusal.to_string()),
+            Refusal::NoRegion { ref field, .. } => Self::NoRegion { field: field.clone(), why: refusal.to_string() },
+            Refusal::CostCeiling(_) => Self::CostCeiling { why: refusal.to_string(), retry_after: RETRY_SOON },
+            Refusal::Late(_) => Self::Late { why: refusal.to_string(), retry_after: RETRY_SOON },
         }
     }
 }
@@ -53,7 +59,15 @@ impl Gateway {
         }
         self.report_unsupported(admitted, &candidates)?;
         let draw = draw(admitted.request.id, &policy.reference.hash);
-        let facts = Facts { candidates, scorer_version, draw, stream: admitted.request.stream };
+        let facts = Facts {
+            candidates,
+            scorer_version,
+            draw,
+            stream: admitted.request.stream,
+            went_remote: self.went_remote(admitted),
+            budget_left: self.budget_left(admitted),
+            ..Facts::default()
+        };
         policy.decide(&facts, &admitted.constraints).map_err(|refusal| self.refusal(admitted, refusal))
     }
 
@@ -88,6 +102,22 @@ impl Gateway {
         self.scorers.get(small.as_str(), large.as_str()).ok()
     }
 
+    /// Whether the request's conversation went remote lately, as far as the policy cares.
+    fn went_remote(&self, admitted: &Admitted) -> bool {
+        let Admitted { request, policy, received, .. } = admitted;
+        policy.sticky.is_some_and(|time_to_live| {
+            self.conversations.is_remote(&request.tenant, &request.conversation_id, time_to_live, *received)
+        })
+    }
+
+    /// What the tenant's budgets still allow under the policy; `None` is no limit.
+    fn budget_left(&self, admitted: &Admitted) -> Option<NanoUsd> {
+        let tenant = &admitted.request.tenant;
+        let limits = self.budget_limits(tenant, &admitted.policy);
+        let left = |status: WindowStatus| Some(limits.of(status.window)? - status.spent - status.held);
+        self.budgets.status(tenant).into_iter().filter_map(left).min()
+    }
+
     /// What moved the score of the first small model most, in words.
     pub(super) fn strongest(&self, admitted: &Admitted) -> Vec<String> {
         let Some(scorer) = admitted.policy.small.first().and_then(|small| self.scorer(admitted, small)) else {
@@ -104,12 +134,13 @@ impl Gateway {
             output_tokens: u64::from(model.output_cap(request.limits.max_tokens).min(EXPECTED_OUTPUT_TOKENS)),
             ..Usage::default()
         };
+        let output = model.output_cap(request.limits.max_tokens);
         Candidate {
-            model: model.id.clone(),
-            route: model.route(),
-            score: None,
             expected_cost: Cost { amount: model.cost(&expected), basis: CostBasis::Estimated },
+            worst_cost: model.bound(request.prompt_bytes() as u64, request.messages.len() as u64, output),
+            region: model.region.clone(),
             excluded_by: self.excluded(admitted, model).map(ExcludedBy),
+            ..Candidate::new(model.id.clone(), model.route())
         }
     }
 

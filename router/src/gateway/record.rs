@@ -153,6 +153,7 @@ impl Gateway {
             scorer_version: String::new(),
             propensity: 1.0,
             explored: false,
+            arm: None,
         }
     }
 
@@ -183,6 +184,10 @@ impl Gateway {
         error: Option<&GatewayErrorKind>,
     ) {
         let admitted = &run.admitted;
+        if status == EntryStatus::Ok && admitted.policy.sticky.is_some() && run.ended_remote() {
+            let Request { tenant, conversation_id, .. } = &admitted.request;
+            self.conversations.went_remote(tenant, conversation_id, Instant::now());
+        }
         let baseline = match status {
             EntryStatus::Ok => run
                 .baseline

@@ -106,6 +106,30 @@ pub enum GatewayErrorKind {
     /// No model may serve the request: each candidate and why not.
     #[error("no model can serve this request: {0}")]
     NoCandidate(String),
+    /// No model that may serve the request runs where it may be served.
+    #[error("{why}")]
+    NoRegion {
+        /// The field that demands it, such as `ask.regions`.
+        field: String,
+        /// The demand and each candidate.
+        why: String,
+    },
+    /// Only a large model may serve, and the policy's ceiling on the mean cost has no room for one.
+    #[error("max_cost leaves no room: {why}")]
+    CostCeiling {
+        /// Each candidate and why not.
+        why: String,
+        /// When there may be room.
+        retry_after: Duration,
+    },
+    /// Nothing is predicted to be in time, and the policy refuses then.
+    #[error("{why}")]
+    Late {
+        /// Each candidate and why not.
+        why: String,
+        /// When it may be worth another try.
+        retry_after: Duration,
+    },
     /// No candidate can honour a field of the request.
     #[error("`{field}` can't be honoured: {why}")]
     Unsupported {
@@ -196,6 +220,9 @@ impl GatewayErrorKind {
             Self::UnknownPolicy { .. } => "unknown_policy",
             Self::PlacementConflict(_) => "placement_conflict",
             Self::NoCandidate(_) => "no_candidate",
+            Self::NoRegion { .. } => "no_region",
+            Self::CostCeiling { .. } => "cost_ceiling",
+            Self::Late { .. } => "late",
             Self::Unsupported { .. } => "unsupported",
             Self::PromptTooLong(_) => "prompt_too_long",
             Self::BudgetExhausted { .. } => "budget_exhausted",

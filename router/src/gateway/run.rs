@@ -247,6 +247,11 @@ impl Run {
         Ok(model)
     }
 
+    /// Whether a large model gave what was shown.
+    pub(super) fn ended_remote(&self) -> bool {
+        self.cached_from.is_none() && self.route_of(&self.decision.model) == Route::Remote
+    }
+
     fn route_of(&self, model: &ModelId) -> Route {
         self.gateway.backends.get(model).map_or(Route::Remote, |backend| backend.route())
     }
@@ -307,6 +312,9 @@ pub(super) fn entry_status(kind: &GatewayErrorKind) -> EntryStatus {
         | GatewayErrorKind::Overloaded { .. }
         | GatewayErrorKind::JournalUnwritable(_)
         | GatewayErrorKind::NoCandidate(_)
+        | GatewayErrorKind::NoRegion { .. }
+        | GatewayErrorKind::CostCeiling { .. }
+        | GatewayErrorKind::Late { .. }
         | GatewayErrorKind::PlacementConflict(_)
         | GatewayErrorKind::UnknownPolicy { .. }
         | GatewayErrorKind::Unsupported { .. }

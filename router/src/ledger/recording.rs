@@ -1,6 +1,8 @@
 //! The shape that a recorded request has in the journal and in the store.
 
-use crate::domain::{FirstChoice, Message, ModelId, Part, Placement, ReasonCode, RecordLevel, Recording, Role, Route};
+use crate::domain::{
+    FirstChoice, Message, ModelId, Part, Placement, ReasonCode, RecordLevel, Recording, Residency, Role, Route,
+};
 use serde::{Deserialize, Serialize};
 
 /// See [`Recording`].
@@ -13,6 +15,8 @@ pub struct StoredRecording {
     pub reason: String,
     pub placement: String,
     pub placement_floor: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regions: Option<Vec<String>>,
     pub prompt_bytes: u64,
     pub turns: u32,
     pub max_tokens: Option<u32>,
@@ -39,6 +43,7 @@ impl From<&Recording> for StoredRecording {
             reason: recording.first.reason.as_str().to_owned(),
             placement: recording.placement.as_str().to_owned(),
             placement_floor: recording.placement_floor.as_str().to_owned(),
+            regions: recording.residency.regions().map(|regions| regions.iter().cloned().collect()),
             prompt_bytes: recording.prompt_bytes,
             turns: recording.turns,
             max_tokens: recording.max_tokens,
@@ -70,6 +75,7 @@ impl StoredRecording {
             first,
             placement: Placement::parse(&self.placement)?,
             placement_floor: Placement::parse(&self.placement_floor)?,
+            residency: self.regions.map_or_else(Residency::anywhere, |regions| Residency::only("the request", regions)),
             prompt_bytes: self.prompt_bytes,
             turns: self.turns,
             max_tokens: self.max_tokens,

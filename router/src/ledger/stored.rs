@@ -3,8 +3,8 @@
 use super::recording::StoredRecording;
 use super::{Attempt, AttemptEnded, AttemptStarted, Entry, Feedback, FeedbackSource};
 use crate::domain::{
-    AttemptId, Candidate, Constraints, Cost, CostBasis, Decision, EntryStatus, ExcludedBy, FinishReason, ModelId,
-    NanoUsd, Placement, PolicyRef, Reason, ReasonCode, RequestId, Route, Score, TenantId, Usage,
+    Arm, AttemptId, Candidate, Constraints, Cost, CostBasis, Decision, EntryStatus, ExcludedBy, FinishReason, ModelId,
+    NanoUsd, Placement, PolicyRef, Predicted, Reason, ReasonCode, RequestId, Residency, Route, Score, TenantId, Usage,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,11 @@ pub struct StoredDecision {
     pub scorer: String,
     pub propensity: f64,
     pub explored: bool,
+    // Entries of earlier versions have none of what follows, here and below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experiment: Option<String>,
+    #[serde(default)]
+    pub candidate_arm: bool,
 }
 
 /// See [`Candidate`].
@@ -128,6 +133,14 @@ pub struct StoredCandidate {
     pub cost: i64,
     pub basis: String,
     pub excluded_by: Option<String>,
+    #[serde(default)]
+    pub worst_cost: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
 }
 
 /// See [`Constraints`].
@@ -139,6 +152,10 @@ pub struct StoredConstraints {
     pub model: Option<String>,
     pub cache_read: bool,
     pub cache_write: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regions: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub regions_by: String,
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -197,6 +214,10 @@ impl From<&Decision> for StoredDecision {
             cost: candidate.expected_cost.amount.nanos(),
             basis: candidate.expected_cost.basis.as_str().to_owned(),
             excluded_by: candidate.excluded_by.as_ref().map(ToString::to_string),
+            worst_cost: candidate.worst_cost.nanos(),
+            first_byte_ms: candidate.predicted.map(|predicted| milliseconds(predicted.first_byte)),
+            total_ms: candidate.predicted.map(|predicted| milliseconds(predicted.total)),
+            region: candidate.region.clone(),
         };
         Self {
             route: decision.route.as_str().to_owned(),
@@ -212,6 +233,8 @@ impl From<&Decision> for StoredDecision {
             scorer: decision.scorer_version.clone(),
             propensity: decision.propensity,
             explored: decision.explored,
+            experiment: decision.arm.as_ref().map(|arm| arm.experiment.clone()),
+            candidate_arm: decision.arm.as_ref().is_some_and(|arm| arm.candidate),
         }
     }
 }
@@ -225,6 +248,12 @@ impl StoredDecision {
                 route: Route::parse(&stored.route)?,
                 score: stored.score.and_then(|score| Score::new(score).ok()),
                 expected_cost: Cost { amount: NanoUsd::new(stored.cost), basis: basis(&stored.basis) },
+                worst_cost: NanoUsd::new(stored.worst_cost),
+                predicted: stored
+                    .first_byte_ms
+                    .zip(stored.total_ms)
+                    .map(|(first_byte, total)| Predicted { first_byte: duration(first_byte), total: duration(total) }),
+                region: stored.region,
                 excluded_by: stored.excluded_by.map(ExcludedBy),
             })
         };
@@ -241,6 +270,7 @@ impl StoredDecision {
             scorer_version: self.scorer,
             propensity: self.propensity,
             explored: self.explored,
+            arm: self.experiment.map(|experiment| Arm { experiment, candidate: self.candidate_arm }),
         })
     }
 }
@@ -252,6 +282,9 @@ impl StoredConstraints {
             placement_by: self.placement_by,
             rule: self.rule,
             model: self.model.map(ModelId::new),
+            residency: self
+                .regions
+                .map_or_else(Residency::anywhere, |regions| Residency::only(self.regions_by, regions)),
             cache_read: self.cache_read,
             cache_write: self.cache_write,
         })
@@ -299,6 +332,8 @@ impl Record {
             model: constraints.model.as_ref().map(ToString::to_string),
             cache_read: constraints.cache_read,
             cache_write: constraints.cache_write,
+            regions: constraints.residency.regions().map(|regions| regions.iter().cloned().collect()),
+            regions_by: constraints.residency.by().join(", "),
         };
         Self::Entry(Box::new(StoredEntry {
             id: entry.id.to_string(),

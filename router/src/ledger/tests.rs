@@ -1,7 +1,7 @@
 use super::*;
 use crate::domain::{
-    Candidate, CostBasis, ExcludedBy, FirstChoice, Message, Placement, PolicyRef, Reason, ReasonCode, RecordLevel,
-    Role, Score,
+    Arm, Candidate, CostBasis, ExcludedBy, FirstChoice, Message, Placement, PolicyRef, Predicted, Reason, ReasonCode,
+    RecordLevel, Residency, Role, Score,
 };
 use std::collections::BTreeMap;
 
@@ -65,11 +65,12 @@ fn entry(id: RequestId, at_ms: i64, route: Route, cost: i64) -> Entry {
         fallbacks: vec![ModelId::new("b")],
         escalate_to: None,
         candidates: vec![Candidate {
-            model: ModelId::new("s"),
-            route: Route::Local,
             score: Score::new(0.5).ok(),
-            expected_cost: Cost::FREE,
+            worst_cost: NanoUsd::new(7),
+            predicted: Some(Predicted { first_byte: Duration::from_millis(3), total: Duration::from_millis(9) }),
+            region: Some("eu".to_owned()),
             excluded_by: Some(ExcludedBy("why".to_owned())),
+            ..Candidate::new(ModelId::new("s"), Route::Local)
         }],
         reason: Reason::new(ReasonCode::ScoreBelowThreshold, "detail"),
         threshold: Some(0.75),
@@ -77,6 +78,7 @@ fn entry(id: RequestId, at_ms: i64, route: Route, cost: i64) -> Entry {
         scorer_version: "v".to_owned(),
         propensity: 1.0,
         explored: false,
+        arm: Some(Arm { experiment: "balanced".to_owned(), candidate: true }),
     };
     Entry {
         id,
@@ -92,6 +94,7 @@ fn entry(id: RequestId, at_ms: i64, route: Route, cost: i64) -> Entry {
             placement_by: "default".to_owned(),
             rule: None,
             model: None,
+            residency: Residency::only("keys.regions", ["eu"]),
             cache_read: true,
             cache_write: false,
         }),
@@ -408,6 +411,7 @@ async fn recordings_stand_apart_from_the_books_and_can_be_forgotten() {
         },
         placement: Placement::PreferLocal,
         placement_floor: Placement::Auto,
+        residency: Residency::only("the request", ["eu"]),
         prompt_bytes: 11,
         turns: 1,
         max_tokens: Some(7),

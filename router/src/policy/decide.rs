@@ -1,16 +1,17 @@
 //! From facts to a decision: pure and total. Whatever the facts, the result is a decision that the constraints allow, or a
 //! refusal that says why each candidate was out.
 
-use super::{CertificateState, Policy, StreamWins};
+use super::Policy;
+use super::ceilings::price_out;
+use super::choose::{Lacking, Open};
 use crate::domain::{
-    Candidate, Constraints, Decision, ExcludedBy, ModelId, Placement, PlacementConflict, Reason, ReasonCode, Route,
-    Score,
+    Candidate, Constraints, Decision, ExcludedBy, ModelId, NanoUsd, Placement, PlacementConflict, Route,
 };
 
 /// What is known when a request is decided.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// All of the policy's models, small ones first, with scores, expected costs and what excludes them.
+    /// All of the policy's models, small ones first, with scores, costs, predictions and what excludes them.
     pub candidates: Vec<Candidate>,
     /// Version of the scorer; empty where none was used.
     pub scorer_version: String,
@@ -18,6 +19,27 @@ pub struct Facts {
     pub draw: f64,
     /// Whether the answer is streamed.
     pub stream: bool,
+    /// Whether the conversation was served remotely before, within the policy's `sticky_ttl`.
+    pub went_remote: bool,
+    /// What the tenant's budgets still allow; `None` is no limit.
+    pub budget_left: Option<NanoUsd>,
+    /// What the policy's cost ceiling still allows; `None` is no ceiling.
+    pub allowance: Option<NanoUsd>,
+}
+
+impl Default for Facts {
+    /// No candidate, no limit, no exploration.
+    fn default() -> Self {
+        Self {
+            candidates: Vec::new(),
+            scorer_version: String::new(),
+            draw: 1.0,
+            stream: false,
+            went_remote: false,
+            budget_left: None,
+            allowance: None,
+        }
+    }
 }
 
 /// Why a request can't be decided.
@@ -29,21 +51,27 @@ pub enum Refusal {
     /// Nothing is left.
     #[error("{}", describe(.0))]
     NoCandidate(Vec<(ModelId, ExcludedBy)>),
+    /// No model that placement allows runs where the request may be served.
+    #[error("the request may be served {demand}, and no model that may serve it runs there: {}", describe(.excluded))]
+    NoRegion {
+        /// The field nearest to the client that demands it, such as `ask.regions`.
+        field: String,
+        /// The demand, in words.
+        demand: String,
+        /// Each candidate and why it is out.
+        excluded: Vec<(ModelId, ExcludedBy)>,
+    },
+    /// Only large models may serve, and the policy's cost ceiling has no room for one.
+    #[error("{}", describe(.0))]
+    CostCeiling(Vec<(ModelId, ExcludedBy)>),
+    /// Everything that may serve is predicted to be too late, and the policy refuses then.
+    #[error("no model is predicted to answer in time: {}", describe(.0))]
+    Late(Vec<(ModelId, ExcludedBy)>),
 }
 
 fn describe(excluded: &[(ModelId, ExcludedBy)]) -> String {
     let each: Vec<String> = excluded.iter().map(|(model, why)| format!("{model}: {why}")).collect();
     each.join("; ")
-}
-
-/// What was chosen, before it becomes a decision.
-struct Choice {
-    model: ModelId,
-    route: Route,
-    reason: Reason,
-    threshold: Option<f64>,
-    propensity: f64,
-    explored: bool,
 }
 
 impl Policy {
@@ -65,17 +93,14 @@ impl Policy {
         constraints: &Constraints,
         threshold: Option<f64>,
     ) -> Result<Decision, Refusal> {
-        let candidates: Vec<Candidate> =
+        let mut candidates: Vec<Candidate> =
             facts.candidates.iter().map(|candidate| constrained(candidate, constraints)).collect();
-        let open = |route: Route| -> Vec<&Candidate> {
-            candidates.iter().filter(|c| c.route == route && c.excluded_by.is_none()).collect()
-        };
-        let (small, large) = (open(Route::Local), open(Route::Remote));
-        let choice = self.choose(&small, &large, facts, constraints, threshold).ok_or_else(|| {
-            let excluded = candidates.iter().filter_map(|c| Some((c.model.clone(), c.excluded_by.clone()?)));
-            Refusal::NoCandidate(excluded.collect())
-        })?;
-        let large_models = || large.iter().map(|candidate| candidate.model.clone());
+        let priced_out = price_out(&mut candidates, facts);
+        let lacking = if priced_out { Lacking::Money } else { Lacking::Up };
+        let chosen = self.choose_in_time(&mut candidates, lacking, facts, constraints, threshold)?;
+        let Some(choice) = chosen else { return Err(refusal(&candidates, constraints, priced_out)) };
+        let open = Open::of(&candidates, lacking);
+        let large_models = || open.large.iter().map(|candidate| candidate.model.clone());
         let escalate_to = match choice.route {
             Route::Local | Route::Cascade if self.escalate => large_models().next(),
             _ => None,
@@ -95,166 +120,36 @@ impl Policy {
             scorer_version: facts.scorer_version.clone(),
             propensity: choice.propensity,
             explored: choice.explored,
+            arm: None,
             candidates,
         })
     }
+}
 
-    fn choose(
-        &self,
-        small: &[&Candidate],
-        large: &[&Candidate],
-        facts: &Facts,
-        constraints: &Constraints,
-        threshold: Option<f64>,
-    ) -> Option<Choice> {
-        let certain = |candidate: &Candidate, code: ReasonCode, detail: String| Choice {
-            model: candidate.model.clone(),
-            route: candidate.route,
-            reason: Reason::new(code, detail),
-            threshold: None,
-            propensity: 1.0,
-            explored: false,
-        };
-        let placed = |candidate: &Candidate| {
-            let by_rule = constraints.placement_by.starts_with("rule");
-            let code = if by_rule { ReasonCode::Rule } else { ReasonCode::Placement };
-            let detail = format!("placement {} by {}", constraints.placement.as_str(), constraints.placement_by);
-            certain(candidate, code, detail)
-        };
-        if let Some(model) = &constraints.model {
-            let named = small.iter().chain(large).find(|candidate| candidate.model == *model);
-            let detail = format!("rule `{}` names {model}", constraints.rule.as_deref().unwrap_or(""));
-            return named.map(|candidate| certain(candidate, ReasonCode::Rule, detail));
-        }
-        let best_small = best(small);
-        match constraints.placement {
-            Placement::LocalOnly => return best_small.map(placed),
-            Placement::RemoteOnly => return large.first().map(|candidate| placed(candidate)),
-            Placement::PreferLocal if best_small.is_some() => return best_small.map(placed),
-            Placement::PreferRemote if !large.is_empty() => return large.first().map(|candidate| placed(candidate)),
-            _ => {}
-        }
-        let certified: Vec<&Candidate> =
-            small.iter().copied().filter(|candidate| self.is_certified_for(&candidate.model)).collect();
-        let scored = best(&certified);
-        if large.is_empty()
-            && let (Some(small), Some(threshold)) = (scored, threshold)
-            && small.score.is_some_and(|score| score.get() >= threshold)
-        {
-            // Good enough by the score needs no large model to be up.
-            return Some(reaches(small, threshold));
-        }
-        let Some(large) = large.first() else {
-            // A large model that is merely down does not make a small one good enough, unless the policy says so.
-            let allowed = self.local_when_remote_is_down || self.large.is_empty();
-            let (code, detail) = match self.large.is_empty() {
-                true => (ReasonCode::OnlyCandidate, "the policy has no large model".to_owned()),
-                false => (ReasonCode::RemoteUnavailable, "no large model is available".to_owned()),
-            };
-            return best_small.filter(|_| allowed).map(|small| certain(small, code, detail));
-        };
-        let open_small = small;
-        let Some(small) = best_small else {
-            return Some(certain(large, ReasonCode::OnlyCandidate, "no small model can serve this request".to_owned()));
-        };
-        let judged = self.judged_at().filter(|_| !(facts.stream && self.stream_wins == StreamWins::FirstByte));
-        let drafting = judged.and_then(|(file, threshold)| {
-            let drafting = open_small.iter().find(|candidate| candidate.model.as_str() == file.judge.small)?;
-            Some((*drafting, threshold))
-        });
-        if let Some((drafting, threshold)) = drafting {
-            return Some(self.by_draft(drafting, large, threshold));
-        }
-        Some(self.by_score(scored.unwrap_or(small), large, facts.draw, threshold.filter(|_| scored.is_some())))
+/// Why nothing could be chosen, by what can be done about it.
+fn refusal(candidates: &[Candidate], constraints: &Constraints, priced_out: bool) -> Refusal {
+    let excluded: Vec<(ModelId, ExcludedBy)> =
+        candidates.iter().filter_map(|c| Some((c.model.clone(), c.excluded_by.clone()?))).collect();
+    let residency = &constraints.residency;
+    let elsewhere = |candidate: &Candidate| {
+        barred(candidate, constraints).is_some() || !residency.permits(candidate.region.as_deref())
+    };
+    if !residency.is_anywhere()
+        && candidates.iter().all(elsewhere)
+        && candidates.iter().any(|candidate| barred(candidate, constraints).is_none())
+    {
+        let field = residency.by().first().cloned().unwrap_or_default();
+        return Refusal::NoRegion { field, demand: residency.describe(), excluded };
     }
-
-    /// Whether the threshold speaks for this small model: a certificate holds for the one it was solved for.
-    fn is_certified_for(&self, small: &ModelId) -> bool {
-        match self.certificate() {
-            CertificateState::Valid(certificate) => certificate.small == small.as_str(),
-            _ => true,
-        }
-    }
-
-    fn by_score(&self, small: &Candidate, large: &Candidate, draw: f64, threshold: Option<f64>) -> Choice {
-        let reason = match (small.score.map(Score::get), threshold) {
-            (_, None) => self.without_threshold(),
-            (None, _) => {
-                let detail = format!("there is no score for {}: the safe side", small.model);
-                Reason::new(ReasonCode::NoScore, detail)
-            }
-            (Some(score), Some(threshold)) if score >= threshold => return reaches(small, threshold),
-            (Some(score), Some(threshold)) => {
-                let detail = format!("score {score:.3} is below the threshold {threshold:.3}");
-                Reason::new(ReasonCode::ScoreBelowThreshold, detail)
-            }
-        };
-        let explored = draw < self.exploration;
-        let reason = match explored {
-            true => Reason::new(ReasonCode::Explored, format!("tried locally to learn; else: {}", reason.detail)),
-            false => reason,
-        };
-        let chosen = if explored { small } else { large };
-        let propensity = if explored { self.exploration } else { 1.0 - self.exploration };
-        Choice { model: chosen.model.clone(), route: chosen.route, reason, threshold, propensity, explored }
-    }
-
-    /// A draft that the judge will look at, unless the prompt alone says that it is not worth trying.
-    fn by_draft(&self, small: &Candidate, large: &Candidate, threshold: f64) -> Choice {
-        let score = small.score.map(Score::get).filter(|score| *score < self.draft_above);
-        let (chosen, route, reason) = match score {
-            Some(score) => {
-                let detail = format!("score {score:.3} is below {:.3}, from which a draft is tried", self.draft_above);
-                (large, large.route, Reason::new(ReasonCode::ScoreBelowThreshold, detail))
-            }
-            None => {
-                let detail = format!("a draft of {} is shown if it is judged {threshold:.3} or better", small.model);
-                (small, Route::Cascade, Reason::new(ReasonCode::Draft, detail))
-            }
-        };
-        let threshold = Some(threshold);
-        Choice { model: chosen.model.clone(), route, reason, threshold, propensity: 1.0, explored: false }
-    }
-
-    fn without_threshold(&self) -> Reason {
-        let detail = match self.certificate() {
-            CertificateState::Valid(certificate) if certificate.threshold.is_some() => {
-                format!("the certificate speaks for {} only, which can't serve this request", certificate.small)
-            }
-            CertificateState::Valid(certificate) => match certificate.needed {
-                Some(needed) => {
-                    format!("the evidence allows no threshold yet; about {needed} more outcomes are needed")
-                }
-                None => "the evidence allows no threshold".to_owned(),
-            },
-            other => format!("certificate {}", other.describe()),
-        };
-        Reason::new(ReasonCode::NoCertificate, detail)
+    match priced_out {
+        true => Refusal::CostCeiling(excluded),
+        false => Refusal::NoCandidate(excluded),
     }
 }
 
-/// A small candidate whose score reaches the threshold serves for certain: exploration only moves what is remote-bound.
-fn reaches(small: &Candidate, threshold: f64) -> Choice {
-    let score = small.score.map_or(0.0, Score::get);
-    let detail = format!("score {score:.3} reaches the threshold {threshold:.3}");
-    Choice {
-        model: small.model.clone(),
-        route: small.route,
-        reason: Reason::new(ReasonCode::ScoreAboveThreshold, detail),
-        threshold: Some(threshold),
-        propensity: 1.0,
-        explored: false,
-    }
-}
-
-/// The small candidate with the highest score; the first where scores are equal or absent.
-fn best<'c>(candidates: &[&'c Candidate]) -> Option<&'c Candidate> {
-    let score = |candidate: &Candidate| candidate.score.map_or(-1.0, Score::get);
-    candidates.iter().copied().reduce(|best, next| if score(next) > score(best) { next } else { best })
-}
-
-fn constrained(candidate: &Candidate, constraints: &Constraints) -> Candidate {
-    let barred = match (constraints.placement, candidate.route) {
+/// Why placement or a rule's model forbids a candidate, if they do.
+fn barred(candidate: &Candidate, constraints: &Constraints) -> Option<String> {
+    match (constraints.placement, candidate.route) {
         (Placement::LocalOnly, Route::Remote) | (Placement::RemoteOnly, Route::Local) => {
             Some(format!("placement {} ({})", constraints.placement.as_str(), constraints.placement_by))
         }
@@ -264,10 +159,28 @@ fn constrained(candidate: &Candidate, constraints: &Constraints) -> Candidate {
             }
             _ => None,
         },
-    };
-    let mut candidate = candidate.clone();
-    if let Some(why) = barred {
-        candidate.excluded_by = Some(ExcludedBy(why));
     }
-    candidate
+}
+
+fn constrained(candidate: &Candidate, constraints: &Constraints) -> Candidate {
+    let residency = &constraints.residency;
+    let elsewhere = || {
+        let region = candidate.region.as_deref();
+        let place = region.map_or_else(|| "it has no region".to_owned(), |region| format!("region {region}"));
+        (!residency.permits(region)).then(|| format!("{REGION} {place}; allowed is {}", residency.describe()))
+    };
+    let mut candidate_now = candidate.clone();
+    if let Some(why) = barred(candidate, constraints).or_else(elsewhere) {
+        candidate_now.excluded_by = Some(ExcludedBy(why));
+    }
+    candidate_now
+}
+
+/// How an exclusion for the sake of residency begins.
+const REGION: &str = "residency:";
+
+/// Whether an exclusion is a policy's own word on a request, which another policy, or the same one later, decides anew.
+pub fn is_decided_anew(excluded_by: &ExcludedBy) -> bool {
+    let beginnings = ["placement ", "rule `", REGION, super::ceilings::LATE, super::ceilings::WORST];
+    beginnings.iter().any(|beginning| excluded_by.0.starts_with(beginning))
 }

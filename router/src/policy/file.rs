@@ -1,15 +1,17 @@
 //! From the text of a policy file to a checked policy, with every problem reported.
 
 mod contradictions;
+mod objective;
 mod rules;
 mod selftests;
 
 use super::selftest;
-use super::{CertificateState, ExactCacheSettings, JudgeState, Objective, OnExhausted, Policy, StreamWins};
+use super::{CertificateState, ExactCacheSettings, Experiment, JudgeState, OnExhausted, Policy, StreamWins};
 use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
-use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Route};
+use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency, Route};
 use crate::toml_file::{Problem, Problems, Section, suggest};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Placement words, in files and suggestions.
@@ -42,8 +44,13 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
     }
     let description = root.text("description", problems).map(|(text, _)| text).unwrap_or_default();
     let (small, large) = read_models(root, catalog, problems);
-    let objective = read_objective(root, problems);
+    let (objective, latency) = objective::read(root, problems);
     let placement = read_placement(root, problems).unwrap_or_default();
+    let models = small.iter().chain(&large).filter_map(|model| catalog.get(model));
+    let regions: BTreeSet<String> = models.filter_map(|model| model.region.clone()).collect();
+    let residency = read_regions(root, "regions", &regions, problems);
+    let sticky = read_sticky(root, problems);
+    let experiment = read_experiment(root, name.as_ref().map_or("", |(name, _)| name), problems);
     let (escalate, draft_above, stream_wins) = read_escalate(root, problems);
     let remote_down = match root.section("fallback", problems) {
         Some(mut section) => {
@@ -63,7 +70,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         }
         None => 0.0,
     };
-    let around = rules::Surroundings { small: &small, large: &large, placement };
+    let around = rules::Surroundings { small: &small, large: &large, placement, regions: &regions };
     let rules = rules::read(root, &around, problems);
     let tests = selftests::read(root, problems);
     let policy = Policy {
@@ -73,7 +80,11 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         small,
         large,
         objective: objective?,
+        latency,
         placement,
+        residency,
+        sticky,
+        experiment,
         escalate,
         draft_above,
         stream_wins,
@@ -156,48 +167,66 @@ fn read_models(
     (small, large)
 }
 
-fn read_objective(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Objective> {
-    let Some(mut section) = root.section("objective", problems) else {
-        root.missing("objective", "say what the policy is after: goal = \"min-cost\"", problems);
-        return None;
-    };
-    let goal = section.text("goal", problems);
-    let objective = match goal.as_ref().map(|(goal, _)| goal.as_str()) {
-        Some("min-cost") => {
-            let quality_target = section.number_in("quality_target", 0.0..=1.0, problems);
-            let confidence = section.number_in("confidence", 0.5..=0.9999, problems);
-            for key in ["quality_target", "confidence"] {
-                section.missing(key, "`min-cost` needs it", problems);
-            }
-            quality_target
-                .zip(confidence)
-                .map(|(quality_target, confidence)| Objective::MinCost { quality_target, confidence })
-        }
-        Some("fixed-threshold") => {
-            let threshold = section.number_in("threshold", 0.0..=1.0, problems);
-            section.missing("threshold", "`fixed-threshold` needs one", problems);
-            threshold.map(Objective::FixedThreshold)
-        }
-        Some("max-quality") => {
-            let (_, span) = goal.clone()?;
-            let message = "`max-quality` is not in this build";
-            problems.add(span, &section.path("goal"), message, "use `min-cost` or `fixed-threshold`");
-            section.take("max_cost");
-            None
-        }
-        Some(other) => {
-            let (_, span) = goal.clone()?;
-            let suggestion = suggest(other, ["min-cost", "fixed-threshold"].into_iter());
-            problems.add(span, &section.path("goal"), format!("`{other}` is no goal"), suggestion);
-            None
-        }
-        None => {
-            section.missing("goal", "use `min-cost` or `fixed-threshold`", problems);
-            None
-        }
-    };
+/// How long a conversation that went remote stays there while it is silent, where nothing is said.
+const STICKY_TTL: Duration = Duration::from_secs(30 * 60);
+
+fn read_sticky(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Duration> {
+    let on = root.word("sticky", &["off", "escalate-only"], problems) == Some("escalate-only");
+    let ttl = read_duration(root, "sticky_ttl", problems);
+    if root.has("sticky_ttl") && !root.has("sticky") {
+        let message = "says how long, but nothing sticks";
+        problems.add(root.span_of("sticky_ttl"), "sticky_ttl", message, "add sticky = \"escalate-only\"");
+    }
+    on.then(|| ttl.unwrap_or(STICKY_TTL))
+}
+
+fn read_experiment(root: &mut Section<'_, '_>, name: &str, problems: &mut Problems<'_>) -> Option<Experiment> {
+    let mut section = root.section("experiment", problems)?;
+    let candidate = section.text("candidate", problems);
+    let share = section.number_in("share", 0.0..=1.0, problems);
+    section.missing("candidate", "name the policy to try", problems);
+    section.missing("share", "say which share of the conversations it decides, up to 1", problems);
+    if let Some((_, span)) = candidate.as_ref().filter(|(candidate, _)| candidate == name) {
+        problems.add(span.clone(), &section.path("candidate"), "is this policy itself", "name another one");
+    }
+    if share == Some(0.0) {
+        problems.add(section.span_of("share"), &section.path("share"), "tries nothing", "leave [experiment] out");
+    }
     section.finish(problems);
-    objective
+    Some(Experiment { candidate: candidate?.0, share: share? })
+}
+
+/// `regions = ["eu"]`: at least one, and one that a model of the policy runs in.
+fn read_regions(
+    section: &mut Section<'_, '_>,
+    by: &str,
+    known: &BTreeSet<String>,
+    problems: &mut Problems<'_>,
+) -> Residency {
+    let Some(regions) = section.texts("regions", problems) else { return Residency::anywhere() };
+    let (path, span) = (section.path("regions"), section.span_of("regions"));
+    if regions.is_empty() {
+        problems.add(span, &path, "names no region", "leave the key out to allow all");
+    } else if !regions.iter().any(|(region, _)| known.contains(region)) {
+        let message = "no model of the policy runs there: every request would be refused";
+        let suggestion = match known.is_empty() {
+            true => "models of the catalog are labelled with region = \"eu\"".to_owned(),
+            false => format!("its models run in {}", known.iter().map(String::as_str).collect::<Vec<_>>().join(", ")),
+        };
+        problems.add(span, &path, message, suggestion);
+    }
+    Residency::only(by, regions.into_iter().map(|(region, _)| region))
+}
+
+/// A length of time such as `30m`.
+fn read_duration(section: &mut Section<'_, '_>, key: &'static str, problems: &mut Problems<'_>) -> Option<Duration> {
+    let (text, span) = section.text(key, problems)?;
+    let found = duration(&text);
+    if found.is_none() {
+        let message = format!("`{text}` is no duration");
+        problems.add(span, &section.path(key), message, "write it like 500ms, 30s, 15m, 1h or 7d");
+    }
+    found
 }
 
 fn read_placement(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Placement> {
@@ -210,18 +239,7 @@ fn read_cache(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         problems.add(span, &section.path("semantic"), "the semantic cache is not in this build", "leave the key out");
     }
     let exact = section.section("exact", problems).and_then(|mut exact| {
-        let ttl = exact.text("ttl", problems).and_then(|(text, span)| match duration(&text) {
-            Some(ttl) => Some(ttl),
-            None => {
-                problems.add(
-                    span,
-                    &exact.path("ttl"),
-                    format!("`{text}` is no duration"),
-                    "write it like 30s, 15m, 1h or 2d; leave `exact` out to keep nothing",
-                );
-                None
-            }
-        });
+        let ttl = read_duration(&mut exact, "ttl", problems);
         exact.missing("ttl", "say how long an answer is kept", problems);
         let any_temperature = exact.flag("any_temperature", problems).unwrap_or(false);
         exact.finish(problems);
@@ -231,17 +249,19 @@ fn read_cache(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
     exact
 }
 
-/// `30s`, `15m`, `1h`, `2d`; never zero.
-fn duration(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+/// `500ms`, `30s`, `15m`, `1h`, `2d`; never zero.
+pub fn duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|character: char| !character.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number = number.parse::<u64>().ok().filter(|number| *number > 0)?;
     let seconds = match unit {
+        "ms" => return Some(Duration::from_millis(number)),
         "s" => 1,
         "m" => 60,
         "h" => 3_600,
         "d" => 86_400,
         _ => return None,
     };
-    let number = number.parse::<u64>().ok().filter(|number| *number > 0)?;
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 

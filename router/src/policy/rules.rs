@@ -5,7 +5,7 @@
 
 use super::Policy;
 use super::decide::Refusal;
-use crate::domain::{Constraints, ModelId, Placement, Request, Role};
+use crate::domain::{Constraints, ModelId, Placement, Request, Residency, Role};
 use cel::{Context, Env, Program};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +43,8 @@ pub struct Rule {
     pub model: Option<ModelId>,
     /// Whether it keeps the cache out.
     pub cache_off: bool,
+    /// Where it lets requests be served.
+    pub residency: Residency,
     program: Program,
     labels: BTreeSet<String>,
     /// Whether the expression reads the prompt, which is worth not copying otherwise.
@@ -120,6 +122,7 @@ impl Rule {
             placement,
             model,
             cache_off,
+            residency: Residency::anywhere(),
             program,
             labels,
             reads_prompt,
@@ -153,6 +156,7 @@ impl Rule {
         matches!(self.placement, Some(Placement::LocalOnly | Placement::RemoteOnly))
             || self.model.is_some()
             || self.cache_off
+            || !self.residency.is_anywhere()
     }
 
     /// Evaluation errors so far.
@@ -281,6 +285,9 @@ impl Policy {
             placement_by: placement_by.to_owned(),
             rule: rule.map(|rule| rule.name.clone()),
             model: rule.and_then(|rule| rule.model.clone()),
+            residency: rule
+                .map_or_else(|| request.residency.clone(), |rule| request.residency.clone().and(&rule.residency))
+                .and(&self.residency),
             cache_read: caches,
             cache_write: caches,
         })

@@ -3,11 +3,12 @@
 use super::{Facts, Policy};
 use crate::catalog::Catalog;
 use crate::domain::{
-    Candidate, Cost, CostBasis, Labels, Limits, Message, ModelId, NanoUsd, Placement, Request, RequestId, Route, Score,
-    TenantId,
+    Candidate, Labels, Limits, Message, ModelId, NanoUsd, Placement, Predicted, Request, RequestId, Residency, Route,
+    Score, TenantId,
 };
 use crate::toml_file::{Problem, Problems};
 use std::ops::Range;
+use std::time::Duration;
 
 /// One embedded test.
 #[derive(Clone, Debug)]
@@ -24,6 +25,16 @@ pub struct SelfTest {
     pub score: Option<f64>,
     /// Threshold to test with instead of the certificate's.
     pub threshold: Option<f64>,
+    /// Regions that the client demands; `None` is no demand.
+    pub regions: Option<Vec<String>>,
+    /// Whether the answer is streamed.
+    pub stream: bool,
+    /// Whether the conversation went remote before.
+    pub went_remote: bool,
+    /// Predicted time of each model that is named, to the first byte and to the end alike.
+    pub predicted: Vec<(String, Duration)>,
+    /// What the cost ceiling leaves for a worst case; `None` is enough.
+    pub allowance: Option<NanoUsd>,
     /// The route that should come out.
     pub expect_route: Option<Route>,
     /// Whether the request should be refused.
@@ -90,28 +101,45 @@ fn request(test: &SelfTest) -> Request {
         limits: Limits::default(),
         placement: test.placement,
         placement_floor: Placement::Auto,
+        residency: test
+            .regions
+            .clone()
+            .map_or_else(Residency::anywhere, |regions| Residency::only("ask.regions", regions)),
         policy: None,
         labels: test.labels.clone(),
         conversation_id: String::new(),
         end_user_id: String::new(),
         deadline: None,
-        stream: false,
+        stream: test.stream,
     }
 }
 
 fn facts(policy: &Policy, test: &SelfTest, catalog: &Catalog) -> Facts {
     let score = test.score.and_then(|score| Score::new(score).ok());
     let candidate = |model: &ModelId| {
-        let route = catalog.get(model).map_or(Route::Remote, crate::catalog::Model::route);
+        let entry = catalog.get(model);
+        let route = entry.map_or(Route::Remote, crate::catalog::Model::route);
+        let predicted = test.predicted.iter().find(|(name, _)| name == model.as_str());
         Candidate {
-            model: model.clone(),
-            route,
             score: score.filter(|_| route == Route::Local),
-            expected_cost: Cost { amount: NanoUsd::ZERO, basis: CostBasis::Estimated },
-            excluded_by: None,
+            worst_cost: entry.map_or(NanoUsd::ZERO, |entry| worst_cost(test, entry)),
+            predicted: predicted.map(|(_, time)| Predicted { first_byte: *time, total: *time }),
+            region: entry.and_then(|entry| entry.region.clone()),
+            ..Candidate::new(model.clone(), route)
         }
     };
     let candidates = policy.small.iter().chain(&policy.large).map(candidate).collect();
     // A draw at the upper end: tests see the policy without exploration.
-    Facts { candidates, scorer_version: String::new(), draw: 1.0, stream: false }
+    Facts {
+        candidates,
+        stream: test.stream,
+        went_remote: test.went_remote,
+        allowance: test.allowance,
+        ..Facts::default()
+    }
+}
+
+fn worst_cost(test: &SelfTest, entry: &crate::catalog::Model) -> NanoUsd {
+    let bytes: usize = test.messages.iter().map(Message::byte_len).sum();
+    entry.bound(bytes as u64, test.messages.len() as u64, entry.output_cap(None))
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::domain::{
-    Candidate, Constraints, Cost, ExcludedBy, Labels, Limits, Message, ReasonCode, Request, RequestId, Role, Route,
-    Score, TenantId,
+    Candidate, Constraints, ExcludedBy, Labels, Limits, Message, ReasonCode, Request, RequestId, Role, Route, Score,
+    TenantId,
 };
 use proptest::prelude::*;
 
@@ -22,6 +22,7 @@ fn request(labels: &[(&str, &str)], placement: Placement) -> Request {
         limits: Limits::default(),
         placement,
         placement_floor: Placement::Auto,
+        residency: Residency::anywhere(),
         policy: None,
         labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Labels>(),
         conversation_id: String::new(),
@@ -137,18 +138,11 @@ fn with_rule(when: &str, effect: &str) -> Policy {
 
 fn facts(candidates: &[(&str, Option<f64>, bool)]) -> Facts {
     let candidate = |(name, score, open): &(&str, Option<f64>, bool)| Candidate {
-        model: ModelId::new(*name),
-        route: if name.starts_with("openai") { Route::Remote } else { Route::Local },
         score: score.map(|score| Score::new(score).unwrap()),
-        expected_cost: Cost::FREE,
         excluded_by: (!open).then(|| ExcludedBy("breaker open".to_owned())),
+        ..Candidate::new(ModelId::new(*name), if name.starts_with("openai") { Route::Remote } else { Route::Local })
     };
-    Facts {
-        candidates: candidates.iter().map(candidate).collect(),
-        scorer_version: String::new(),
-        draw: 0.9,
-        stream: false,
-    }
+    Facts { candidates: candidates.iter().map(candidate).collect(), draw: 0.9, ..Facts::default() }
 }
 
 #[test]
@@ -364,11 +358,9 @@ proptest! {
             .iter()
             .enumerate()
             .map(|(index, name)| Candidate {
-                model: ModelId::new(*name),
-                route: if index == 0 { Route::Local } else { Route::Remote },
                 score: scores[index].filter(|_| index == 0).map(|score| Score::new(score).unwrap()),
-                expected_cost: Cost::FREE,
                 excluded_by: excluded[index].then(|| ExcludedBy("test".to_owned())),
+                ..Candidate::new(ModelId::new(*name), if index == 0 { Route::Local } else { Route::Remote })
             })
             .collect();
         let constraints = Constraints {
@@ -376,10 +368,11 @@ proptest! {
             placement_by: "client".to_owned(),
             rule: None,
             model: None,
+            residency: Residency::anywhere(),
             cache_read: true,
             cache_write: true,
         };
-        let facts = Facts { candidates, scorer_version: String::new(), draw, stream: false };
+        let facts = Facts { candidates, draw, ..Facts::default() };
         match policy.decide_with(&facts, &constraints, threshold) {
             Ok(decision) => {
                 let used = [Some(&decision.model), decision.escalate_to.as_ref()].into_iter().flatten().chain(&decision.fallbacks);
@@ -399,3 +392,5 @@ proptest! {
         }
     }
 }
+
+mod objectives;

@@ -3,13 +3,15 @@
 
 use super::ReplayError;
 use crate::domain::{
-    Candidate, Cost, CostBasis, ExcludedBy, Labels, Limits, Message, ModelId, NanoUsd, Placement, Request, RequestId,
-    Role, Route, Score, TenantId,
+    Candidate, Cost, CostBasis, Decision, ExcludedBy, Labels, Limits, Message, ModelId, NanoUsd, Placement, Predicted,
+    Request, RequestId, Residency, Role, Route, Score, TenantId,
 };
 use crate::evidence::outcome::{MOST_PROBLEMS, Outcome, RowProblem};
 use crate::ledger::Story;
+use crate::policy::is_decided_anew;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 /// A line of a log. Money in nano-USD, times in milliseconds.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -40,7 +42,7 @@ pub struct LogLine {
     pub level: String,
     /// The model decided for first.
     pub model: String,
-    /// `local`, `remote` or `cache`.
+    /// `local`, `remote`, `cascade` (a local draft that is judged) or `cache`.
     pub route: String,
     /// Whether a local draft that is declined goes to a large model.
     #[serde(default)]
@@ -59,6 +61,9 @@ pub struct LogLine {
     /// What its key insisted on.
     #[serde(default)]
     pub placement_floor: String,
+    /// Regions that it might be served in; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regions: Option<Vec<String>>,
     /// Bytes of the messages.
     #[serde(default)]
     pub prompt_bytes: u64,
@@ -78,6 +83,9 @@ pub struct LogLine {
     /// How it ended.
     #[serde(default)]
     pub status: String,
+    /// Whether a large model answered in the end, after an escalation for one.
+    #[serde(default)]
+    pub ended_remote: bool,
     /// Quality of the answer, 0 to 1, if it was graded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<f64>,
@@ -101,6 +109,12 @@ pub struct LogCandidate {
     /// Why it was out, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excluded_by: Option<String>,
+    /// Predicted milliseconds to the first byte, if there was a prediction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<f64>,
+    /// The same to the end of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_ms: Option<f64>,
 }
 
 /// A message.
@@ -120,6 +134,8 @@ pub struct Action {
     pub model: ModelId,
     /// Always false for remote ones.
     pub escalates: bool,
+    /// Whether a judge looks at the draft before anything of it is shown.
+    pub judged: bool,
 }
 
 /// A recorded request, checked.
@@ -139,6 +155,8 @@ pub struct Logged {
     pub action: Option<Action>,
     /// Whether the model chosen is local.
     pub local: bool,
+    /// Whether a large model answered in the end.
+    pub went_remote: bool,
     /// The logger's probability of each choice that it could make, the one made included.
     pub propensities: BTreeMap<Action, f64>,
     /// Models considered, without what constraints made of them.
@@ -153,6 +171,16 @@ pub struct Logged {
     pub quality: Option<(f64, f64)>,
     /// Whether the small model sufficed, where outcomes tell.
     pub suffices: Option<bool>,
+    /// How long before it the conversation was last served remotely, in ms, as it was logged.
+    pub since_remote_ms: Option<i64>,
+}
+
+impl Logged {
+    /// Whether a conversation that stays remote for `time_to_live` after it went there would be remote at this row.
+    pub fn is_sticky(&self, time_to_live: Option<Duration>) -> bool {
+        let since = self.since_remote_ms.and_then(|since| u64::try_from(since).ok());
+        time_to_live.zip(since).is_some_and(|(time_to_live, since)| Duration::from_millis(since) <= time_to_live)
+    }
 }
 
 /// Rows and what is odd about them without being wrong.
@@ -228,7 +256,19 @@ impl Log {
             log.warnings.push(format!("{back} rows {what}"));
         }
         log.rows.sort_by_key(|row| row.at_ms);
+        log.find_remote_conversations();
         Ok(log)
+    }
+
+    /// Notes for each row how long before it its conversation was last served remotely.
+    fn find_remote_conversations(&mut self) {
+        let mut last: HashMap<u64, i64> = HashMap::new();
+        for row in &mut self.rows {
+            row.since_remote_ms = last.get(&row.cluster).map(|at_ms| row.at_ms - at_ms);
+            if row.went_remote {
+                last.insert(row.cluster, row.at_ms);
+            }
+        }
     }
 
     /// Takes qualities from outcomes of the same ids: the small model's where it was chosen, else the large one's. Returns
@@ -262,7 +302,7 @@ pub fn line_of(story: &Story) -> Option<LogLine> {
     let route = if cached { Route::Cache } else { first.map_or(decision.route, |first| first.route) };
     let open = |route: Route| decision.candidates.iter().filter(move |c| c.route == route && c.excluded_by.is_none());
     let other = match route {
-        Route::Local => open(Route::Remote).next(),
+        Route::Local | Route::Cascade => open(Route::Remote).next(),
         _ => open(Route::Local).reduce(|best, next| if next.score > best.score { next } else { best }),
     };
     let rest = 1.0 - decision.propensity;
@@ -273,6 +313,8 @@ pub fn line_of(story: &Story) -> Option<LogLine> {
         score: candidate.score.map(Score::get),
         cost_nano_usd: candidate.expected_cost.amount.nanos(),
         excluded_by: candidate.excluded_by.as_ref().map(ToString::to_string),
+        first_byte_ms: candidate.predicted.map(|predicted| predicted.first_byte.as_secs_f64() * 1e3),
+        total_ms: candidate.predicted.map(|predicted| predicted.total.as_secs_f64() * 1e3),
     };
     // Several may judge: what was measured counts before a judge, a judge before a user.
     let quality = story.feedback.iter().min_by_key(|feedback| match feedback.source {
@@ -299,6 +341,7 @@ pub fn line_of(story: &Story) -> Option<LogLine> {
         candidates: decision.candidates.iter().map(candidate).collect(),
         placement: recording.map(|recording| recording.placement.as_str().to_owned()).unwrap_or_default(),
         placement_floor: recording.map(|recording| recording.placement_floor.as_str().to_owned()).unwrap_or_default(),
+        regions: recording.and_then(|r| Some(r.residency.regions()?.iter().cloned().collect())),
         prompt_bytes: recording.map_or(0, |recording| recording.prompt_bytes),
         turns: recording.map_or(0, |recording| recording.turns),
         max_tokens: recording.and_then(|recording| recording.max_tokens),
@@ -306,9 +349,20 @@ pub fn line_of(story: &Story) -> Option<LogLine> {
         cost_nano_usd: entry.cost.amount.nanos(),
         latency_ms: entry.latency.as_secs_f64() * 1e3,
         status: entry.status.as_str().to_owned(),
+        ended_remote: ended_remote(decision),
         quality: quality.map(|feedback| feedback.value),
         sampling_probability: None,
     })
+}
+
+/// Whether the model of the decision that held at the end is a remote one.
+fn ended_remote(decision: &Decision) -> bool {
+    let model = decision.candidates.iter().find(|candidate| candidate.model == decision.model);
+    decision.route != Route::Cache && model.is_some_and(|model| model.route == Route::Remote)
+}
+
+fn milliseconds(milliseconds: f64) -> Duration {
+    Duration::try_from_secs_f64(milliseconds / 1e3).unwrap_or_default()
 }
 
 type Wrong = (&'static str, String);
@@ -347,15 +401,20 @@ impl LogLine {
             return Err(("quality", format!("{quality} is not within 0 and 1")));
         }
         let route = Route::parse(&self.route)
-            .ok_or_else(|| ("route", format!("`{}` is none of local, remote, cache", self.route)))?;
+            .ok_or_else(|| ("route", format!("`{}` is none of local, remote, cascade, cache", self.route)))?;
         let candidates = self.candidates.iter().map(LogCandidate::check).collect::<Result<Vec<_>, _>>()?;
         let (request, has_text) = self.request()?;
         let local_model = |model: &str| {
             let known = candidates.iter().find(|candidate| candidate.model.as_str() == model);
-            known.map_or(route == Route::Local && model == self.model, |candidate| candidate.route == Route::Local)
+            known.map_or(matches!(route, Route::Local | Route::Cascade) && model == self.model, |candidate| {
+                candidate.route == Route::Local
+            })
         };
-        let action =
-            |model: &str| Action { model: ModelId::new(model), escalates: self.escalates && local_model(model) };
+        let action = |model: &str| {
+            let local = local_model(model);
+            let judged = local && route == Route::Cascade && model == self.model;
+            Action { model: ModelId::new(model), escalates: self.escalates && local, judged }
+        };
         let chosen = (route != Route::Cache).then(|| action(&self.model));
         let alternatives = self.alternatives.iter().map(|(model, p)| (action(model), *p));
         let propensities = alternatives.chain(chosen.clone().map(|chosen| (chosen, propensity))).collect();
@@ -365,6 +424,7 @@ impl LogLine {
             at_ms: self.at_ms,
             request,
             has_text,
+            went_remote: self.ended_remote || (route == Route::Remote && !local_model(&self.model)),
             local: local_model(&self.model),
             action: chosen,
             propensities,
@@ -374,6 +434,7 @@ impl LogLine {
             latency_ms: self.latency_ms,
             quality: self.quality.map(|quality| (quality, probability)),
             suffices: None,
+            since_remote_ms: None,
             id: self.id,
         })
     }
@@ -404,6 +465,10 @@ impl LogLine {
             limits: Limits { max_tokens: self.max_tokens, ..Limits::default() },
             placement: placement("placement", &self.placement)?,
             placement_floor: placement("placement_floor", &self.placement_floor)?,
+            residency: self
+                .regions
+                .clone()
+                .map_or_else(Residency::anywhere, |regions| Residency::only("the request", regions)),
             policy: None,
             labels: self.labels.clone(),
             conversation_id: self.conversation.clone(),
@@ -435,13 +500,16 @@ impl LogCandidate {
         let route = route.ok_or_else(|| ("candidates", format!("`{}` is neither local nor remote", self.route)))?;
         let score = self.score.map(Score::new).transpose().map_err(|error| ("candidates", error.to_string()))?;
         // What constraints excluded is decided anew; what could not serve then could not now.
-        let own = |why: &&String| !why.starts_with("placement ") && !why.starts_with("rule `");
+        let own = |why: &ExcludedBy| !is_decided_anew(why);
         Ok(Candidate {
-            model: ModelId::new(self.model.as_str()),
-            route,
             score,
             expected_cost: Cost { amount: NanoUsd::new(self.cost_nano_usd), basis: CostBasis::Estimated },
-            excluded_by: self.excluded_by.as_ref().filter(own).cloned().map(ExcludedBy),
+            predicted: self.first_byte_ms.zip(self.total_ms).map(|(first_byte, total)| Predicted {
+                first_byte: milliseconds(first_byte),
+                total: milliseconds(total),
+            }),
+            excluded_by: self.excluded_by.clone().map(ExcludedBy).filter(own),
+            ..Candidate::new(ModelId::new(self.model.as_str()), route)
         })
     }
 }

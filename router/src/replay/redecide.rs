@@ -98,7 +98,7 @@ impl Target<'_> {
         let candidates = models.map(|model| self.candidate(row, request, model)).collect::<Result<Vec<_>, _>>()?;
         // Replay asks for all ways; no single draw is made.
         Ok(Prepared {
-            facts: Facts { candidates, scorer_version: String::new(), draw: 1.0, stream: false },
+            facts: Facts { candidates, went_remote: row.is_sticky(self.policy.sticky), ..Facts::default() },
             constraints,
         })
     }
@@ -115,11 +115,12 @@ impl Target<'_> {
             _ => None,
         };
         Ok(Candidate {
-            model: model.id.clone(),
-            route: model.route(),
             score,
             expected_cost: Cost { amount: model.cost(&expected), basis: CostBasis::Estimated },
+            predicted: recorded.and_then(|candidate| candidate.predicted),
+            region: model.region.clone(),
             excluded_by: recorded.and_then(|candidate| candidate.excluded_by.clone()),
+            ..Candidate::new(model.id.clone(), model.route())
         })
     }
 
@@ -171,10 +172,12 @@ impl Target<'_> {
     }
 
     fn way(&self, decision: &Decision) -> Way {
-        let local = decision.route == Route::Local;
+        // A draft under judgement is made here, wherever it may go then.
+        let local = matches!(decision.route, Route::Local | Route::Cascade);
         let escalates = local && decision.escalate_to.is_some();
+        let judged = decision.route == Route::Cascade;
         Way {
-            action: Action { model: decision.model.clone(), escalates },
+            action: Action { model: decision.model.clone(), escalates, judged },
             local,
             probability: decision.propensity,
             reason: decision.reason.clone(),

@@ -125,7 +125,7 @@ fn ranks(scores: &[f64]) -> Vec<f64> {
 }
 
 fn action(local: bool) -> Action {
-    Action { model: ModelId::new(if local { "small" } else { "large" }), escalates: false }
+    Action { model: ModelId::new(if local { "small" } else { "large" }), escalates: false, judged: false }
 }
 
 /// What a target that serves the top `share` does with a request of this rank.
@@ -161,6 +161,8 @@ fn draw(outcomes: &[Outcome], ranks: &[f64], options: TruthOptions, rng: &mut St
             cost_usd: 0.0,
             latency_ms: 0.0,
             quality: Some((quality, 1.0)),
+            since_remote_ms: None,
+            went_remote: false,
             suffices: None,
         };
         (logged, rank)

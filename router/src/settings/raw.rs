@@ -4,12 +4,12 @@ use super::hub::RawHub;
 use super::{MAX_RETRIES, Settings, SettingsError, Target, TlsFiles};
 use crate::backend::remote::Timeouts;
 use crate::budget::BudgetLimits;
-use crate::domain::{NanoUsd, RecordLevel, TenantId};
+use crate::domain::{NanoUsd, RecordLevel, Residency, TenantId};
 use crate::models::LoadWhen;
 use crate::telemetry::{LogFormat, TelemetryConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,6 +83,7 @@ struct RawTenant {
     daily: Option<String>,
     monthly: Option<String>,
     record: Option<String>,
+    regions: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -248,6 +249,17 @@ impl Raw {
             (TenantId::new(name.as_str()), wrong.record(&format!("tenants.{name}.record"), raw.record.as_deref()))
         });
         let records = records.collect();
+        let mut residencies = HashMap::new();
+        for (name, raw) in &self.tenants {
+            let Some(regions) = &raw.regions else { continue };
+            if regions.is_empty() {
+                wrong.add(
+                    &format!("tenants.{name}.regions"),
+                    "names no region; leave the key out to allow all".to_owned(),
+                );
+            }
+            residencies.insert(TenantId::new(name.as_str()), Residency::only("tenants.regions", regions.clone()));
+        }
         let tenants = self.tenants.into_iter().map(|(name, raw)| {
             let limits = BudgetLimits {
                 daily: wrong.money(&format!("tenants.{name}.daily"), raw.daily),
@@ -300,6 +312,7 @@ impl Raw {
             max_prompt_bytes: size(max_prompt_bytes),
             max_concurrent: size(max_concurrent),
             tenants,
+            residencies,
             records,
             cache_bytes: self.cache.max_bytes.unwrap_or(64 << 20),
             telemetry: TelemetryConfig {

@@ -8,6 +8,7 @@ mod edge;
 mod house;
 mod metrics;
 mod models;
+mod objectives;
 mod otlp;
 mod path;
 mod port;

@@ -2,7 +2,7 @@
 //! quietly leave somebody with more, or less, than was meant.
 
 use super::{Caller, Key, KeyRole};
-use crate::domain::{Labels, Placement, TenantId};
+use crate::domain::{Labels, Placement, Residency, TenantId};
 use crate::toml_file::{Problem, Problems, Section};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
@@ -62,6 +62,16 @@ fn read_key(mut section: Section<'_, '_>, seen: &mut Seen, problems: &mut Proble
     let words = ["auto", "local-only", "prefer-local", "prefer-remote", "remote-only"];
     let placement_floor =
         section.word("placement_floor", &words, problems).and_then(Placement::parse).unwrap_or_default();
+    let residency = match section.texts("regions", problems) {
+        Some(regions) => {
+            if regions.is_empty() {
+                let (span, key) = (section.span_of("regions"), section.path("regions"));
+                problems.add(span, &key, "names no region", "leave the key out to allow all");
+            }
+            Residency::only("keys.regions", regions.into_iter().map(|(region, _)| region))
+        }
+        None => Residency::anywhere(),
+    };
     let labels = read_labels(&mut section, problems);
     section.finish(problems);
     let caller = Caller {
@@ -71,6 +81,7 @@ fn read_key(mut section: Section<'_, '_>, seen: &mut Seen, problems: &mut Proble
         policies,
         default_policy: default_policy.map(|(name, _)| name),
         placement_floor,
+        residency,
         labels,
     };
     Some(Key { sha256: sha256?, caller: Arc::new(caller) })

@@ -1,7 +1,7 @@
 //! From a wire ask to a domain request. Every wrong field is reported, by its path; what this build can't honour is refused
 //! by name.
 
-use crate::domain::{Labels, Limits, Message, Part, Placement, Request, RequestId, ResponseFormat, Role};
+use crate::domain::{Labels, Limits, Message, Part, Placement, Request, RequestId, Residency, ResponseFormat, Role};
 use crate::edge::auth::Caller;
 use sluice_proto::v1;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ const MAX_ID_BYTES: usize = 128;
 const MAX_LABELS: usize = 32;
 /// Longest label key and value, bytes.
 const MAX_LABEL_BYTES: (usize, usize) = (64, 256);
+/// Most regions, and the longest, bytes.
+const MAX_REGIONS: (usize, usize) = (16, 64);
 /// Most tokens that can be asked for.
 const MAX_TOKENS: i32 = 131_072;
 /// Most stop texts, and the longest, bytes.
@@ -67,6 +69,7 @@ pub fn request(
             add(&mut wrong, field, format!("has {} bytes, at most {MAX_ID_BYTES} are allowed", id.len()));
         }
     }
+    let residency = residency(&ask, &mut wrong).and(&caller.residency);
     let mut labels = labels(&ask, &mut wrong);
     labels.extend(caller.labels.clone());
     if !wrong.is_empty() {
@@ -81,6 +84,7 @@ pub fn request(
         limits,
         placement,
         placement_floor: caller.placement_floor,
+        residency,
         policy: named.or_else(|| caller.default_policy.clone()),
         labels,
         conversation_id: ask.conversation_id,
@@ -92,6 +96,24 @@ pub fn request(
 
 fn add(wrong: &mut Violations, field: impl Into<String>, description: impl Into<String>) {
     wrong.push((field.into(), description.into()));
+}
+
+/// The client's own demand on residency; none is anywhere.
+fn residency(ask: &v1::Ask, wrong: &mut Violations) -> Residency {
+    if ask.regions.len() > MAX_REGIONS.0 {
+        let what = format!("has {} regions, at most {} are allowed", ask.regions.len(), MAX_REGIONS.0);
+        add(wrong, "ask.regions", what);
+    }
+    for (index, region) in ask.regions.iter().enumerate() {
+        if region.is_empty() || region.len() > MAX_REGIONS.1 {
+            let what = format!("is no region; it should have 1 to {} bytes", MAX_REGIONS.1);
+            add(wrong, format!("ask.regions[{index}]"), what);
+        }
+    }
+    match ask.regions.as_slice() {
+        [] => Residency::anywhere(),
+        regions => Residency::only("ask.regions", regions.iter().cloned()),
+    }
 }
 
 fn messages(ask: &v1::Ask, max_prompt_bytes: usize, wrong: &mut Violations) -> Vec<Message> {

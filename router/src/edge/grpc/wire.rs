@@ -77,6 +77,10 @@ fn candidate(candidate: &Candidate) -> v1::Candidate {
         score: candidate.score.map(Score::get),
         expected_cost: Some(cost(candidate.expected_cost)),
         excluded_by: candidate.excluded_by.as_ref().map(ToString::to_string).unwrap_or_default(),
+        worst_nano_usd: candidate.worst_cost.nanos(),
+        predicted_first_byte_ms: candidate.predicted.map(|predicted| milliseconds(predicted.first_byte)),
+        predicted_total_ms: candidate.predicted.map(|predicted| milliseconds(predicted.total)),
+        region: candidate.region.clone().unwrap_or_default(),
     }
 }
 
@@ -102,6 +106,12 @@ pub fn decision(decision: &Decision, constraints: Option<&Constraints>) -> v1::D
             .map_or(v1::Placement::Unspecified, |constraints| placement(constraints.placement))
             .into(),
         placement_by: constraints.map(|constraints| constraints.placement_by.clone()).unwrap_or_default(),
+        experiment: decision.arm.as_ref().map(|arm| arm.experiment.clone()).unwrap_or_default(),
+        arm: decision.arm.as_ref().map(|arm| arm.as_str().to_owned()).unwrap_or_default(),
+        residency: constraints
+            .filter(|constraints| !constraints.residency.is_anywhere())
+            .map(|constraints| constraints.residency.describe())
+            .unwrap_or_default(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The `[[rules]]` of a policy file: compiled, and refused where they can never match or could only be refused.
 
-use super::read_placement;
+use super::{read_placement, read_regions};
 use crate::domain::{ModelId, Placement};
 use crate::policy::rules::Rule;
 use crate::toml_file::{Problems, Section, suggest};
+use std::collections::BTreeSet;
 
 /// What rules are read against.
 pub struct Surroundings<'a> {
@@ -13,6 +14,8 @@ pub struct Surroundings<'a> {
     pub large: &'a [ModelId],
     /// The policy's own placement.
     pub placement: Placement,
+    /// Regions of its models.
+    pub regions: &'a BTreeSet<String>,
 }
 
 /// Reads all rules.
@@ -48,15 +51,17 @@ fn read_one(
     let placement = read_placement(&mut section, problems);
     let model = read_model(&mut section, around, problems);
     let cache_off = section.word("cache", &["off"], problems).is_some();
-    if !["placement", "model", "cache"].iter().any(|key| section.has(key)) {
-        section.missing("placement", "a rule sets `placement`, `model` or `cache = \"off\"`", problems);
+    let regions = read_regions(&mut section, "rules.regions", around.regions, problems);
+    if !["placement", "model", "cache", "regions"].iter().any(|key| section.has(key)) {
+        section.missing("placement", "a rule sets `placement`, `model`, `regions` or `cache = \"off\"`", problems);
     }
     refuse_contradictions(&section, placement, model.as_ref(), around, problems);
     let key = section.path("when");
     let rule = when.and_then(|(expression, span)| {
         let name = name.map(|(name, _)| name).unwrap_or_default();
         match Rule::compile(name, expression, placement, model, cache_off) {
-            Ok(rule) => {
+            Ok(mut rule) => {
+                rule.residency = regions;
                 for (message, suggestion) in never_matches(&rule, earlier) {
                     problems.add(span.clone(), &key, message, suggestion);
                 }

@@ -1,9 +1,10 @@
 //! The `[[tests]]` of a policy file.
 
-use super::read_placement;
+use super::{duration, read_money, read_placement};
 use crate::domain::{Labels, Message, ReasonCode, Role, Route};
 use crate::policy::selftest::SelfTest;
 use crate::toml_file::{Problems, Section};
+use std::time::Duration;
 
 /// Reads all tests.
 pub fn read(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<SelfTest> {
@@ -27,6 +28,9 @@ fn read_one(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> SelfTe
         }
     }
     let placement = read_placement(&mut section, problems).unwrap_or_default();
+    let regions = section.texts("regions", problems);
+    let predicted = read_predicted(&mut section, problems);
+    let allowance = read_money(&mut section, "allowance", problems);
     let score = section.number_in("score", 0.0..=1.0, problems);
     let threshold = section.number_in("threshold", 0.0..=1.0, problems);
     let mut test = SelfTest {
@@ -36,6 +40,11 @@ fn read_one(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> SelfTe
         placement,
         score,
         threshold,
+        regions: regions.map(|regions| regions.into_iter().map(|(region, _)| region).collect()),
+        stream: section.flag("stream", problems).unwrap_or(false),
+        went_remote: section.flag("went_remote", problems).unwrap_or(false),
+        predicted,
+        allowance,
         expect_route: None,
         expect_refused: false,
         expect_model: None,
@@ -66,6 +75,19 @@ fn read_one(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> SelfTe
     }
     section.finish(problems);
     test
+}
+
+/// `predicted = { "model" = "3s" }`.
+fn read_predicted(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<(String, Duration)> {
+    let Some(mut table) = section.section("predicted", problems) else { return Vec::new() };
+    let mut predicted = Vec::new();
+    for (model, span, value) in table.take_all() {
+        match value.get_ref().as_str().and_then(duration) {
+            Some(time) => predicted.push((model, time)),
+            None => problems.add(span, &table.path(&model), "should be a time", "write it like 500ms or 3s"),
+        }
+    }
+    predicted
 }
 
 /// `prompt = "…"`, or `messages = [{ role = "user", text = "…" }]`.

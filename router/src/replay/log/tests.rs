@@ -46,7 +46,8 @@ fn clocks_that_went_back_are_put_in_order_and_told() {
 fn a_row_knows_what_else_could_have_been_chosen() {
     let log = Log::parse("a.jsonl", &line("1")).unwrap();
     let row = &log.rows[0];
-    let (local, remote) = (row.action.clone().unwrap(), Action { model: ModelId::new("l"), escalates: false });
+    let (local, remote) =
+        (row.action.clone().unwrap(), Action { model: ModelId::new("l"), escalates: false, judged: false });
     assert!(local.escalates && row.local);
     assert_eq!(row.propensities, BTreeMap::from([(local, 0.25), (remote, 0.75)]));
     // What a placement excluded is decided anew.

@@ -1,0 +1,81 @@
+//! The `[objective]` of a policy file: what it is after, and its ceilings on latency.
+
+use super::read_duration;
+use crate::policy::{LatencyCeilings, Objective, WhenLate};
+use crate::toml_file::{Problems, Section, suggest};
+
+const GOALS: [&str; 2] = ["min-cost", "fixed-threshold"];
+
+/// Reads the goal and the ceilings.
+pub fn read(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> (Option<Objective>, LatencyCeilings) {
+    let Some(mut section) = root.section("objective", problems) else {
+        root.missing("objective", "say what the policy is after: goal = \"min-cost\"", problems);
+        return (None, LatencyCeilings::default());
+    };
+    let objective = read_goal(&mut section, problems);
+    let latency = read_latency(&mut section, problems);
+    section.finish(problems);
+    (objective, latency)
+}
+
+fn read_goal(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Objective> {
+    let Some((goal, span)) = section.text("goal", problems) else {
+        section.missing("goal", "use `min-cost` or `fixed-threshold`", problems);
+        return None;
+    };
+    match goal.as_str() {
+        "min-cost" => {
+            let quality_target = section.number_in("quality_target", 0.0..=1.0, problems);
+            let confidence = section.number_in("confidence", 0.5..=0.9999, problems);
+            for key in ["quality_target", "confidence"] {
+                section.missing(key, "`min-cost` needs it", problems);
+            }
+            quality_target
+                .zip(confidence)
+                .map(|(quality_target, confidence)| Objective::MinCost { quality_target, confidence })
+        }
+        "fixed-threshold" => {
+            let threshold = section.number_in("threshold", 0.0..=1.0, problems);
+            section.missing("threshold", "`fixed-threshold` needs one", problems);
+            threshold.map(Objective::FixedThreshold)
+        }
+        "max-quality" => {
+            let message = "`max-quality` is not in this build";
+            problems.add(span, &section.path("goal"), message, "use `min-cost` or `fixed-threshold`");
+            section.take("max_cost");
+            None
+        }
+        other => {
+            let suggestion = suggest(other, GOALS.into_iter());
+            problems.add(span, &section.path("goal"), format!("`{other}` is no goal"), suggestion);
+            None
+        }
+    }
+}
+
+fn read_latency(section: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> LatencyCeilings {
+    let total = read_duration(section, "max_latency", problems);
+    let first_byte = read_duration(section, "max_first_byte", problems);
+    let word = section.word("when_late", &["quality", "fastest", "refuse"], problems);
+    if section.has("when_late") && !section.has("max_latency") && !section.has("max_first_byte") {
+        let message = "nothing is ever late without a ceiling";
+        problems.add(
+            section.span_of("when_late"),
+            &section.path("when_late"),
+            message,
+            "add max_latency or max_first_byte",
+        );
+    }
+    if let (Some(total), Some(first_byte)) = (total, first_byte)
+        && first_byte > total
+    {
+        let message = "the first byte may come later than the end of the answer";
+        problems.add(section.span_of("max_first_byte"), &section.path("max_first_byte"), message, "");
+    }
+    let when_late = match word {
+        Some("fastest") => WhenLate::Fastest,
+        Some("refuse") => WhenLate::Refuse,
+        _ => WhenLate::Quality,
+    };
+    LatencyCeilings { total, first_byte, when_late }
+}
