@@ -32,6 +32,10 @@ pub use request::{
 
 pub use crate::template::ChatMessage;
 
+pub(crate) use front::Front;
+pub(crate) use source::{Loaded, load};
+pub(crate) use thread::team;
+
 use std::sync::{Arc, Mutex, PoisonError, mpsc as channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@ pub mod model;
 pub mod tokenizer;
 pub mod template;
 pub mod engine;
+pub mod evaluate;
 #[doc(hidden)]
 pub mod testing;
 pub mod scorer;

@@ -44,6 +44,7 @@ pub struct Tokenizer {
     firsts: [bool; 256],
     ends: Vec<bool>,
     begin: Option<u32>,
+    end: Option<u32>,
     names: (String, String),
     longest: usize,
 }
@@ -103,8 +104,8 @@ impl Tokenizer {
         }
         let special = Specials::read(file, tokens, &kinds)?;
         let longest = bytes.iter().map(|bytes| bytes.len()).max().unwrap_or(1).max(1);
-        let (ends, begin, names) = (special.ends, special.begin, special.names);
-        Ok(Self { model, splits, bytes, fixed, firsts, ends, begin, names, longest })
+        let Specials { ends, begin, end, names } = special;
+        Ok(Self { model, splits, bytes, fixed, firsts, ends, begin, end, names, longest })
     }
 
     /// Tokens of the vocabulary.
@@ -125,6 +126,11 @@ impl Tokenizer {
     /// Texts of the begin and end tokens, for templates; empty where there is none.
     pub fn names(&self) -> (&str, &str) {
         (&self.names.0, &self.names.1)
+    }
+
+    /// The token an answer ends with, if the file names one: that of a turn before that of a text.
+    pub fn end(&self) -> Option<u32> {
+        self.end
     }
 
     /// Whether a token ends an answer.
@@ -237,6 +243,7 @@ fn piece_end(text: &str) -> usize {
 struct Specials {
     ends: Vec<bool>,
     begin: Option<u32>,
+    end: Option<u32>,
     names: (String, String),
 }
 
@@ -252,13 +259,14 @@ impl Specials {
         let (begin, end) = (id("bos_token_id")?, id("eos_token_id")?);
         let mut ends: Vec<bool> =
             tokens.iter().zip(kinds).map(|(token, kind)| *kind == 3 && ENDINGS.contains(&token.as_str())).collect();
-        for id in [end, id("eot_token_id")?, id("eom_token_id")?].into_iter().flatten() {
+        let turn_end = id("eot_token_id")?;
+        for id in [end, turn_end, id("eom_token_id")?].into_iter().flatten() {
             ends[id] = true;
         }
         let name = |id: Option<usize>| id.map(|id| tokens[id].clone()).unwrap_or_default();
         let names = (name(begin), name(end));
         let begin = begin.filter(|_| file.flag("tokenizer.ggml.add_bos_token").unwrap_or(false)).map(|id| id as u32);
-        Ok(Self { ends, begin, names })
+        Ok(Self { ends, begin, end: turn_end.or(end).map(|id| id as u32), names })
     }
 }
 

@@ -11,7 +11,6 @@ pub mod recipe;
 pub mod vocabulary;
 pub mod corpus;
 pub mod export;
-pub mod evaluate;
 
 use std::path::{Path, PathBuf};
 

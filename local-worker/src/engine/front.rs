@@ -8,7 +8,7 @@ use crate::tokenizer::Tokenizer;
 
 /// A model's template and vocabulary.
 #[derive(Debug)]
-pub(super) struct Front {
+pub(crate) struct Front {
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
 }

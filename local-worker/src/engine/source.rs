@@ -13,7 +13,7 @@ const DECLINE_KEY: &str = "sluice.decline";
 
 /// A model and what surrounds it.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(crate) struct Loaded {
     pub model: Decoder,
     pub front: Front,
     pub info: ModelInfo,
@@ -22,7 +22,7 @@ pub(super) struct Loaded {
 }
 
 /// Reads and packs a model.
-pub(super) fn load(name: &str, source: &ModelSource, config: &WorkerConfig) -> Result<Loaded, LoadError> {
+pub(crate) fn load(name: &str, source: &ModelSource, config: &WorkerConfig) -> Result<Loaded, LoadError> {
     let started = Instant::now();
     match source {
         ModelSource::Bundled => load_bytes(name, name, SLUICE_NANO.ok_or(LoadError::NoBundledModel)?, config, started),

@@ -41,7 +41,7 @@ pub(super) struct Desk {
 }
 
 /// The threads that share products; none for one thread, or where the system gives no more.
-fn team(threads: usize) -> Option<Arc<Team>> {
+pub(crate) fn team(threads: usize) -> Option<Arc<Team>> {
     let made = (threads > 1).then(|| Team::new("model helper", threads))?;
     made.inspect_err(|error| tracing::warn!(%error, threads, "no helper threads: the model runs on one"))
         .ok()

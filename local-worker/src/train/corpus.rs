@@ -4,78 +4,21 @@ use super::TrainError;
 use super::recipe::Recipe;
 use super::run::Row;
 use super::vocabulary::Vocabulary;
+use crate::evaluate::suite::{self, Record, SuiteError};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// One instruction record of the corpus.
-#[derive(Clone, Debug, serde::Deserialize)]
-pub struct Record {
-    /// Unique id.
-    pub id: String,
-    /// Name of the task.
-    pub task: String,
-    /// Where the text comes from.
-    pub source: String,
-    /// Licence of the text.
-    pub licence: String,
-    /// What is asked.
-    pub prompt: String,
-    /// The right answer.
-    pub answer: String,
-}
-
-/// What can be wrong with a corpus.
-#[derive(Debug, thiserror::Error)]
-pub enum CorpusError {
-    /// The file can't be read.
-    #[error("{path}: {error}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// A line is no record.
-    #[error("{path}:{line}: {reason}")]
-    BadRecord {
-        /// The file.
-        path: PathBuf,
-        /// Its line, from 1.
-        line: usize,
-        /// What is wrong.
-        reason: String,
-    },
-    /// No record is left.
-    #[error("{path}: no record of the wanted tasks")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-/// Reads gzipped JSON lines; a record whose licence is not in `licences` is an error that names its line. With no
-/// licences at all any will do: for grading, never for training.
-pub fn read(path: &Path, licences: &[String]) -> Result<Vec<Record>, CorpusError> {
-    let unreadable = |error| CorpusError::Unreadable { path: path.to_owned(), error };
-    let file = File::open(path).map_err(unreadable)?;
-    let mut records = Vec::new();
-    for (index, line) in BufReader::new(flate2::read::GzDecoder::new(file)).lines().enumerate() {
-        let bad = |reason: String| CorpusError::BadRecord { path: path.to_owned(), line: index + 1, reason };
-        let record: Record =
-            serde_json::from_str(&line.map_err(unreadable)?).map_err(|error| bad(error.to_string()))?;
-        if !licences.is_empty() && !licences.contains(&record.licence) {
-            return Err(bad(format!("licence `{}` is not among the allowed ones", record.licence)));
-        }
-        records.push(record);
-    }
-    if records.is_empty() {
-        return Err(CorpusError::Empty { path: path.to_owned() });
-    }
-    Ok(records)
+/// Reads a corpus; a record whose licence is not in `licences` is an error that names its line.
+///
+/// # Errors
+/// As [`suite::read`].
+pub fn read(path: &Path, licences: &[String]) -> Result<Vec<Record>, SuiteError> {
+    suite::read(path, |record| match licences.contains(&record.licence) {
+        true => Ok(()),
+        false => Err(format!("licence `{}` is not among the allowed ones", record.licence)),
+    })
 }
 
 /// The share of a stable hash of the normalised prompt, in [0, 1): decides what is held out.
@@ -151,45 +94,19 @@ fn row(tokens: &mut Vec<u32>, weights: &mut Vec<f32>, length: usize, padding: u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
-
-    fn record(task: &str, prompt: &str, answer: &str) -> Record {
-        let text = str::to_owned;
-        Record {
-            id: text("r"),
-            task: text(task),
-            source: text("s"),
-            licence: text("MIT"),
-            prompt: text(prompt),
-            answer: text(answer),
-        }
-    }
-
-    fn file(lines: &str) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut encoder = flate2::write::GzEncoder::new(file.reopen().unwrap(), flate2::Compression::fast());
-        encoder.write_all(lines.as_bytes()).unwrap();
-        encoder.finish().unwrap();
-        file
-    }
-
-    const LINE: &str = r#"{"id":"1","task":"spam","source":"s","licence":"MIT","prompt":"p","answer":"a"}"#;
+    use crate::evaluate::suite::tests::record;
 
     #[test]
-    fn bad_corpora_are_refused_by_line() {
-        let other = LINE.replace("MIT", "unstated");
-        let cases = [
-            (format!("{LINE}\n{{}}\n"), ":2: missing field"),
-            (format!("{LINE}\n{other}\n"), ":2: licence `unstated` is not among the allowed ones"),
-            (String::new(), "no record"),
-        ];
-        for (lines, expected) in cases {
-            let error = read(file(&lines).path(), &["MIT".to_owned()]).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
+    fn licences_that_are_not_allowed_are_refused_by_line() {
+        let line = r#"{"id":"1","task":"spam","source":"s","licence":"MIT","prompt":"p","answer":"a"}"#;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for other in ["unstated", ""] {
+            std::fs::write(file.path(), format!("{line}\n{}\n", line.replace("MIT", other))).unwrap();
+            let error = read(file.path(), &["MIT".to_owned()]).unwrap_err().to_string();
+            assert!(error.ends_with(&format!(":2: licence `{other}` is not among the allowed ones")), "{error}");
         }
-        let missing = read(Path::new("nowhere/train.jsonl.gz"), &[]).unwrap_err();
-        assert!(matches!(&missing, CorpusError::Unreadable { .. }), "{missing}");
-        assert_eq!(read(file(LINE).path(), &["MIT".to_owned()]).unwrap().len(), 1);
+        std::fs::write(file.path(), line).unwrap();
+        assert_eq!(read(file.path(), &["MIT".to_owned()]).unwrap().len(), 1);
     }
 
     #[test]
