@@ -6,6 +6,7 @@
 pub mod ask;
 pub mod connection;
 pub mod demo;
+pub mod eval;
 pub mod explain;
 pub mod models;
 pub mod policy;
@@ -55,6 +56,9 @@ pub enum Verb {
     /// Fit a scorer from recorded outcomes and solve thresholds.
     #[command(subcommand)]
     Train(train::TrainVerb),
+    /// Measure a local model.
+    #[command(subcommand)]
+    Eval(eval::EvalVerb),
     /// Solve how much may stay local from recorded outcomes, and show what was promised and what came true.
     Tune(tune::TuneArguments),
 }
@@ -72,6 +76,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Models(arguments) => models::run(&arguments, out),
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Train(verb) => train::run(&verb, out),
+        Verb::Eval(verb) => eval::run(&verb, out),
         Verb::Tune(arguments) => tune::run(&arguments, out),
     }
 }

@@ -18,6 +18,7 @@ pub mod models;
 pub mod cache;
 pub mod ledger;
 pub mod replay;
+pub mod lab;
 pub mod gateway;
 pub mod settings;
 pub mod edge;

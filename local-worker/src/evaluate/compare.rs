@@ -74,9 +74,7 @@ fn normal_value(value: Value) -> Value {
     match value {
         Value::String(text) => Value::String(normal(&text)),
         Value::Array(entries) => entries.into_iter().map(normal_value).collect(),
-        Value::Object(fields) => {
-            fields.into_iter().map(|(name, value)| (normal(&name), normal_value(value))).collect()
-        }
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (normal(&name), normal_value(value))).collect(),
         value => value,
     }
 }

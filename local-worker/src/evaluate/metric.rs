@@ -50,6 +50,16 @@ struct Tally {
 }
 
 impl Column {
+    /// Records of the task.
+    pub fn len(&self) -> usize {
+        self.tallies.len()
+    }
+
+    /// Whether there is no record.
+    pub fn is_empty(&self) -> bool {
+        self.tallies.is_empty()
+    }
+
     /// Records that count for it.
     pub fn n(&self) -> usize {
         self.tallies.iter().filter(|tally| tally.counts).count()
@@ -90,10 +100,7 @@ impl Column {
 
 /// All metrics of a task over its records and their answers; the first is the one it is judged by.
 pub fn columns(task: &str, graded: &[(&Record, &Answer)]) -> Vec<Column> {
-    let column = |metric, form, tally: &dyn Fn(&Record, &str) -> Tally| {
-        let tallies = graded.iter().map(|(record, answer)| tally(record, answer.said())).collect();
-        Column { metric, form, tallies }
-    };
+    let column = |metric, form, tally: &dyn Fn(&Record, &str) -> Tally| column(graded, metric, form, tally);
     let mean = |metric| column(metric, Form::Mean, &|record, given| right(same(given, &record.answer)));
     let label_f1 = |metric, label: &'static str| {
         column(metric, Form::F1, &|record, given| labelled(normal(given) == label, normal(&record.answer) == label))
@@ -121,24 +128,36 @@ pub fn columns(task: &str, graded: &[(&Record, &Answer)]) -> Vec<Column> {
             };
             vec![column("handoff_recall", Form::Mean, &recall)]
         }
-        "oos_detect" => scope(&column),
+        "oos_detect" => scope(graded),
         _ => vec![mean("exact_match")],
     }
 }
 
+fn column(
+    graded: &[(&Record, &Answer)],
+    metric: &'static str,
+    form: Form,
+    tally: impl Fn(&Record, &str) -> Tally,
+) -> Column {
+    let tallies = graded.iter().map(|(record, answer)| tally(record, answer.said())).collect();
+    Column { metric, form, tallies }
+}
+
 /// Accuracy on what belongs to an intent, and recall and precision of what belongs to none.
-fn scope(column: &dyn Fn(&'static str, Form, &dyn Fn(&Record, &str) -> Tally) -> Column) -> Vec<Column> {
+fn scope(graded: &[(&Record, &Answer)]) -> Vec<Column> {
     let outside = |text: &str| normal(text) == OUT_OF_SCOPE;
     vec![
-        column("in_scope_accuracy", Form::Mean, &|record, given| Tally {
+        column(graded, "in_scope_accuracy", Form::Mean, |record, given| Tally {
             counts: !outside(&record.answer),
             ..right(same(given, &record.answer))
         }),
-        column("oos_recall", Form::Mean, &|record, given| Tally {
+        column(graded, "oos_recall", Form::Mean, |record, given| Tally {
             counts: outside(&record.answer),
             ..right(outside(given))
         }),
-        column("oos_precision", Form::Precision, &|record, given| labelled(outside(given), outside(&record.answer))),
+        column(graded, "oos_precision", Form::Precision, |record, given| {
+            labelled(outside(given), outside(&record.answer))
+        }),
     ]
 }
 
@@ -203,12 +222,7 @@ fn macro_f1(graded: &[(&Record, &Answer)], counts: impl Fn(&Record) -> bool) -> 
         let expected = classes.get(&class(&record.answer)).copied().unwrap_or(0);
         let given = classes.get(&class(answer.said())).copied();
         let misspelt = given == Some(expected) && !same(answer.said(), &record.answer);
-        Tally {
-            class: expected,
-            given_class: given.filter(|_| !misspelt),
-            counts: counts(record),
-            ..Tally::default()
-        }
+        Tally { class: expected, given_class: given.filter(|_| !misspelt), counts: counts(record), ..Tally::default() }
     };
     Column { metric: "macro_f1", form: Form::MacroF1, tallies: graded.iter().map(tally).collect() }
 }

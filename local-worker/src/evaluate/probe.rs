@@ -151,7 +151,8 @@ impl Probe {
         let known = tokens.len().saturating_sub(1);
         for start in (0..known).step_by(ROWS) {
             let places = start..(start + ROWS).min(known);
-            let row = |position| Row { slot: 0, position, token: tokens[position], wants_logits: position + 1 >= first };
+            let row =
+                |position| Row { slot: 0, position, token: tokens[position], wants_logits: position + 1 >= first };
             let rows: Vec<Row> = places.clone().map(row).collect();
             let logits = self.model.step(&mut self.cache, &mut self.scratch, &rows);
             let asked = places.filter(|position| position + 1 >= first);

@@ -171,8 +171,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_sample_keeps_the_order_and_takes_of_every_part() {
-        let all: Vec<Record> =
-            (0..200).map(|n| record(["a", "b"][n / 100], &format!("prompt {n:03}"), "x")).collect();
+        let all: Vec<Record> = (0..200).map(|n| record(["a", "b"][n / 100], &format!("prompt {n:03}"), "x")).collect();
         let some = sample(all.clone(), 40);
         assert_eq!((some.len(), sample(all.clone(), 40)), (40, some.clone()));
         assert!(some.windows(2).all(|pair| pair[0].id < pair[1].id));

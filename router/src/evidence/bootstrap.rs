@@ -34,6 +34,33 @@ pub fn bootstrap(
         let counts: Vec<f64> = place.iter().map(|place| drawn[*place]).collect();
         values.extend(statistic(&counts));
     }
+    interval(value, values, confidence)
+}
+
+/// As [`bootstrap`], with rows in strata that keep their sizes: rows are drawn with replacement within each. The statistic
+/// sees for each stratum how often each of its rows was drawn.
+pub fn stratified(
+    sizes: &[usize],
+    confidence: f64,
+    seed: u64,
+    statistic: impl Fn(&[Vec<f64>]) -> Option<f64>,
+) -> Option<Interval> {
+    let value = statistic(&sizes.iter().map(|size| vec![1.0; *size]).collect::<Vec<_>>())?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut values = Vec::with_capacity(DRAWS);
+    let mut counts: Vec<Vec<f64>> = sizes.iter().map(|size| vec![0.0; *size]).collect();
+    for _ in 0..DRAWS {
+        for counts in &mut counts {
+            counts.fill(0.0);
+            let size = counts.len();
+            (0..size).for_each(|_| counts[rng.random_range(0..size)] += 1.0);
+        }
+        values.extend(statistic(&counts));
+    }
+    interval(value, values, confidence)
+}
+
+fn interval(value: f64, mut values: Vec<f64>, confidence: f64) -> Option<Interval> {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| values.get((share * (values.len().saturating_sub(1)) as f64).round() as usize).copied();
     let outside = (1.0 - confidence) / 2.0;
@@ -75,5 +102,21 @@ mod tests {
         // One cluster says nothing of how clusters differ.
         let one = bootstrap(&[3; 400], 0.95, 7, median).unwrap();
         assert_eq!((one.low, one.high), (one.value, one.value));
+    }
+
+    #[test]
+    fn strata_keep_their_sizes_and_narrow_what_lies_between_them() {
+        // Two strata that differ only from each other: their mean of means does not vary at all.
+        let means = |counts: &[Vec<f64>]| {
+            assert_eq!(counts.iter().map(|counts| counts.iter().sum::<f64>()).collect::<Vec<_>>(), [30.0, 10.0]);
+            Some((0.2 * counts[0].iter().sum::<f64>() / 30.0 + 0.8 * counts[1].iter().sum::<f64>() / 10.0) / 2.0)
+        };
+        let found = stratified(&[30, 10], 0.95, 7, means).unwrap();
+        assert!((found.low - 0.5).abs() < 1e-12 && (found.high - 0.5).abs() < 1e-12, "{found:?}");
+        // Half of 100 rows are 1: the standard error of their mean is 0.05.
+        let share = |counts: &[Vec<f64>]| Some(counts[0].iter().take(50).sum::<f64>() / 100.0);
+        let found = stratified(&[100], 0.95, 7, share).unwrap();
+        assert!((0.36..0.44).contains(&found.low) && (0.56..0.64).contains(&found.high), "{found:?}");
+        assert_eq!(stratified(&[100], 0.95, 7, |_| None), None);
     }
 }
