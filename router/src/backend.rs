@@ -15,7 +15,7 @@ mod probe;
 pub use error::{BackendError, TimeoutStage};
 pub use probe::{ProbeReading, UsageProbe};
 
-use crate::domain::{AttemptId, Chunk, Limits, Message, ModelId, Route, TenantId};
+use crate::domain::{AttemptId, Chunk, Limits, Message, ModelId, Predicted, Route, TenantId};
 use arc_swap::ArcSwap;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
@@ -77,6 +77,10 @@ pub trait Backend: Send + Sync {
 
     /// Whether a call would be taken just now.
     fn availability(&self) -> Availability;
+
+    /// What the backend's own queue and measured speeds say of a call just now, with as many output tokens as answers have
+    /// had lately, at most `most_tokens`; `None` where it knows nothing of them, as of a remote one.
+    fn expects(&self, prompt_tokens: u32, most_tokens: u32) -> Option<Predicted>;
 }
 
 /// Everything that can write answers, by model; replaced as a whole when the catalog changes.

@@ -22,6 +22,7 @@ use crate::backend::{Availability, Backends};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
+use crate::latency::Latencies;
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
@@ -87,6 +88,7 @@ pub struct Gateway {
     records: HashMap<TenantId, RecordLevel>,
     residencies: HashMap<TenantId, Residency>,
     conversations: Conversations,
+    latencies: Latencies,
     default_limits: BudgetLimits,
     ledger: Arc<Ledger>,
     metrics: Metrics,
@@ -123,6 +125,7 @@ impl Gateway {
             records: parts.records,
             residencies: parts.residencies,
             conversations: Conversations::default(),
+            latencies: Latencies::default(),
             default_limits: parts.default_limits,
             ledger: parts.ledger,
             metrics: parts.metrics,

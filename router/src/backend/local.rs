@@ -6,7 +6,8 @@
 
 use super::{AnswerStream, Availability, Backend, BackendCall, BackendError, ProbeReading};
 use crate::domain::{
-    Chunk, Finish, FinishReason, Message, ModelId, ResponseFormat, Route, TokenAlternative, TokenLogprob, Usage,
+    Chunk, Finish, FinishReason, Message, ModelId, Predicted, ResponseFormat, Route, TokenAlternative, TokenLogprob,
+    Usage,
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream::unfold;
@@ -98,6 +99,13 @@ impl Backend for LocalBackend {
             },
             Health::Ready => Availability::Ready,
         }
+    }
+
+    fn expects(&self, prompt_tokens: u32, most_tokens: u32) -> Option<Predicted> {
+        let first_byte = self.worker.predicted_wait(prompt_tokens, 1);
+        let total = self.worker.predicted_wait(prompt_tokens, most_tokens);
+        // Nothing was measured yet: nothing is claimed.
+        (!total.is_zero()).then_some(Predicted { first_byte, total })
     }
 }
 

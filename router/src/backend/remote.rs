@@ -12,7 +12,7 @@ pub use openai::MaxTokensField;
 
 use super::resilience::{Breaker, BreakerConfig, Permit};
 use super::{AnswerStream, Availability, Backend, BackendCall, BackendError, TimeoutStage};
-use crate::domain::{Chunk, ModelId, Route, Usage};
+use crate::domain::{Chunk, ModelId, Predicted, Route, Usage};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream as futures};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
@@ -265,6 +265,10 @@ impl Backend for RemoteBackend {
             None => Availability::Ready,
             Some(wait) => Availability::Unavailable { why: "breaker open".to_owned(), retry_after: Some(wait) },
         }
+    }
+
+    fn expects(&self, _: u32, _: u32) -> Option<Predicted> {
+        None
     }
 }
 

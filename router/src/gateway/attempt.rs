@@ -12,6 +12,7 @@ use crate::domain::{
     AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, Reason, ResponseFormat,
     Route, TokenLogprob, Usage,
 };
+use crate::latency::Seen;
 use crate::ledger::{AttemptEnded, AttemptStarted};
 use futures_util::StreamExt as _;
 use std::sync::Arc;
@@ -313,6 +314,15 @@ fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Hold>, end: 
         AttemptEnd::Complete(finish) => Some(finish),
         _ => None,
     };
+    if finish.is_some() {
+        let seen = Seen {
+            at: Instant::now(),
+            first_byte: measured.first_chunk.unwrap_or(measured.latency).min(measured.latency),
+            total: measured.latency,
+            output_tokens: usage.output_tokens,
+        };
+        run.gateway.latencies.observe(&target.model.id, seen);
+    }
     run.gateway.observe_attempt(&Observed {
         model: &target.model,
         route: target.backend.route(),

@@ -8,11 +8,12 @@ use crate::backend::Availability;
 use crate::budget::WindowStatus;
 use crate::catalog::Model;
 use crate::domain::{
-    Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, NanoUsd, Placement, RequestId, Route, Usage,
+    Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, NanoUsd, Placement, Predicted, RequestId, Route, Usage,
 };
 use crate::policy::{Facts, Refusal};
 use crate::score::PairScorer;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Tokens of an answer that costs are expected for where the client gives no smaller limit.
 const EXPECTED_OUTPUT_TOKENS: u32 = 256;
@@ -138,10 +139,19 @@ impl Gateway {
         Candidate {
             expected_cost: Cost { amount: model.cost(&expected), basis: CostBasis::Estimated },
             worst_cost: model.bound(request.prompt_bytes() as u64, request.messages.len() as u64, output),
+            predicted: self.predicted(admitted, model, output),
             region: model.region.clone(),
             excluded_by: self.excluded(admitted, model).map(ExcludedBy),
             ..Candidate::new(model.id.clone(), model.route())
         }
+    }
+
+    /// How long an answer of at most `most_tokens` tokens is predicted to take.
+    fn predicted(&self, admitted: &Admitted, model: &Model, most_tokens: u32) -> Option<Predicted> {
+        let prompt = estimated_tokens(admitted.request.prompt_bytes() as u64);
+        let prompt = u32::try_from(prompt).unwrap_or(u32::MAX);
+        let own = self.backends.get(&model.id).and_then(|backend| backend.expects(prompt, most_tokens));
+        self.latencies.predict(&model.id, most_tokens, own, Instant::now())
     }
 
     fn excluded(&self, admitted: &Admitted, model: &Model) -> Option<String> {

@@ -4,7 +4,7 @@ use super::load::Waited;
 use super::{Models, ModelsError};
 use crate::backend::local::LocalBackend;
 use crate::backend::{AnswerStream, Availability, Backend, BackendCall, BackendError};
-use crate::domain::{ModelId, Route};
+use crate::domain::{ModelId, Predicted, Route};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use local_worker::{ModelSource, Worker};
@@ -130,6 +130,11 @@ impl Backend for OnDemand {
                 Availability::Unavailable { why: waited.to_string(), retry_after }
             }
         }
+    }
+
+    /// Nothing is known of a model that is not loaded.
+    fn expects(&self, prompt_tokens: u32, most_tokens: u32) -> Option<Predicted> {
+        self.models.borrow(&self.model)?.backend.expects(prompt_tokens, most_tokens)
     }
 }
 

@@ -1,9 +1,15 @@
 //! Objectives through the whole gateway: residency, conversations that stay remote, several candidates.
 
 use crate::support::{House, complete};
+use router::domain::PicoUsdPerToken;
+use router::settings::Target;
+use router::simulate::{Prices, Simulator, SimulatorConfig};
 use sluice_proto::client::Client;
 use sluice_proto::v1;
 use std::path::Path;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic_types::StatusExt as _;
 
 const CATALOG: &str = r#"
@@ -132,4 +138,65 @@ async fn a_conversation_that_went_remote_stays_there() {
     assert!(house.app.services().registry.reload().unwrap());
     assert_eq!(decided(&mut house.client, turn("a", auto)).await.route(), v1::Route::Local);
     house.close().await;
+}
+
+const SLOW: &str = r#"
+[[models]]
+id = "slow/large"
+kind = "remote"
+target = "slow"
+upstream = "slow"
+context = 100000
+max_output = 1000
+default_output = 100
+price = { input = "0", cached_input = "0", output = "0", date = "2026-01-01", source = "test" }
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_seen_to_be_slow_is_passed_over() {
+    let stop = CancellationToken::new();
+    let free = Prices {
+        input: PicoUsdPerToken::new(0),
+        cached_input: PicoUsdPerToken::new(0),
+        output: PicoUsdPerToken::new(0),
+    };
+    let config =
+        SimulatorConfig { prices: free, first_token_delay: Duration::from_millis(2_500), ..SimulatorConfig::default() };
+    let slow = Simulator::start(config, &TaskTracker::new(), stop.clone()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("models.toml"), format!("{CATALOG}{SLOW}")).unwrap();
+    let text = |name: &str, large: &str, when_late: &str| {
+        format!(
+            "name = \"{name}\"\n[models]\nlarge = {large}\n[objective]\ngoal = \"fixed-threshold\"\nthreshold = 0.5\n\
+             max_latency = \"2s\"\nwhen_late = \"{when_late}\"\n"
+        )
+    };
+    let both = "[\"slow/large\", \"us/large\"]";
+    for (name, large, when_late) in [("both", both, "quality"), ("alone", "[\"slow/large\"]", "refuse")] {
+        std::fs::write(folder.path().join(format!("{name}.toml")), text(name, large, when_late)).unwrap();
+    }
+    let mut house = House::with(|settings| {
+        settings.policies_dir = Some(folder.path().to_owned());
+        settings.default_policy = "both".to_owned();
+        settings.targets.insert("slow".to_owned(), Target::at(slow.base_url()));
+    })
+    .await;
+    // Nothing is known yet: the first in order serves, however long it takes.
+    let first = (0..20).map(|_| {
+        let mut client = house.client.clone();
+        async move { told(&decided(&mut client, ask("Take your time.")).await).1 }
+    });
+    let served = futures_util::future::join_all(first).await;
+    assert!(served.iter().all(|model| model == "slow/large"), "{served:?}");
+    let decision = decided(&mut house.client, ask("Hurry.")).await;
+    assert_eq!(told(&decision), (v1::Route::Remote, "us/large".to_owned(), "latency_ceiling".to_owned()));
+    let passed_over = &decision.candidates[0];
+    assert!(passed_over.excluded_by.contains("over max_latency 2.00 s"), "{}", passed_over.excluded_by);
+    assert!(passed_over.predicted_total_ms.unwrap() >= 2_500.0);
+    let refused =
+        complete(&mut house.client, v1::Ask { policy: "alone".to_owned(), ..ask("Hurry.") }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "LATE");
+    house.close().await;
+    stop.cancel();
 }
