@@ -6,7 +6,7 @@ use crate::backend::{Backend, Backends};
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::ExactCache;
 use crate::catalog::Place;
-use crate::domain::ModelId;
+use crate::domain::{ModelId, TenantId};
 use crate::edge::auth::Keys;
 use crate::edge::grpc::Services;
 use crate::edge::{dashboard, http};
@@ -79,6 +79,10 @@ impl App {
         for (tenant, at, amount) in &recovery.spent {
             budgets.add_spent(tenant, *at, *amount);
         }
+        let shadow_budgets = Arc::new(Budgets::default());
+        for (policy, at, amount) in &recovery.shadow_spent {
+            shadow_budgets.add_spent(&TenantId::new(policy.as_str()), *at, *amount);
+        }
         let snapshot = registry.snapshot();
         let models = models(&settings, &background, &stopping)?;
         let backends = Arc::new(Backends::default());
@@ -94,6 +98,7 @@ impl App {
             scorers,
             cache: ExactCache::new(settings.cache_bytes),
             budgets: Arc::clone(&budgets),
+            shadow_budgets,
             tenant_limits: settings.tenants.clone(),
             records: settings.records.clone(),
             residencies: settings.residencies.clone(),
@@ -258,8 +263,7 @@ fn take_over(
     before: Option<&Snapshot>,
 ) -> anyhow::Result<Vec<ModelId>> {
     let catalog = snapshot.catalog();
-    let used: BTreeSet<ModelId> =
-        snapshot.policies().flat_map(|policy| policy.small.iter().chain(&policy.large).cloned()).collect();
+    let used: BTreeSet<ModelId> = snapshot.policies().flat_map(|policy| policy.models().cloned()).collect();
     let changed = models.apply(catalog, &used);
     let old = backends.all();
     let mut all: HashMap<ModelId, Arc<dyn Backend>> = HashMap::new();

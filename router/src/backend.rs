@@ -81,6 +81,9 @@ pub trait Backend: Send + Sync {
     /// What the backend's own queue and measured speeds say of a call just now, with as many output tokens as answers have
     /// had lately, at most `most_tokens`; `None` where it knows nothing of them, as of a remote one.
     fn expects(&self, prompt_tokens: u32, most_tokens: u32) -> Option<Predicted>;
+
+    /// Whether a call that nobody waits for would be in nobody's way just now.
+    fn is_idle(&self) -> bool;
 }
 
 /// Everything that can write answers, by model; replaced as a whole when the catalog changes.

@@ -12,6 +12,7 @@ mod observe;
 mod record;
 mod reply;
 mod run;
+mod shadow;
 
 pub use reply::{
     BudgetWindow, Explanation, FailureReport, GatewayError, GatewayErrorKind, Reply, ReplyEvent, ReplyStream, Summary,
@@ -54,6 +55,8 @@ pub struct Parts {
     pub cache: ExactCache,
     /// Money.
     pub budgets: Arc<Budgets>,
+    /// Money of shadow runs, by policy in place of tenant.
+    pub shadow_budgets: Arc<Budgets>,
     /// Limits of tenants, from settings; `default_limits` for the others.
     pub tenant_limits: HashMap<TenantId, BudgetLimits>,
     /// What is kept of tenants' requests, from settings; nothing of the others'.
@@ -84,6 +87,9 @@ pub struct Gateway {
     cache: ExactCache,
     flights: Flights<CacheKey, FlightItem>,
     budgets: Arc<Budgets>,
+    shadow_budgets: Arc<Budgets>,
+    /// Shadow runs under way.
+    shadows: Arc<Semaphore>,
     tenant_limits: HashMap<TenantId, BudgetLimits>,
     records: HashMap<TenantId, RecordLevel>,
     residencies: HashMap<TenantId, Residency>,
@@ -121,6 +127,8 @@ impl Gateway {
             cache: parts.cache,
             flights: Flights::new(parts.tracker.clone()),
             budgets: parts.budgets,
+            shadow_budgets: parts.shadow_budgets,
+            shadows: Arc::new(Semaphore::new(shadow::AT_ONCE)),
             tenant_limits: parts.tenant_limits,
             records: parts.records,
             residencies: parts.residencies,

@@ -7,6 +7,7 @@
 mod archive;
 mod histogram;
 mod journal;
+mod outcome;
 mod query;
 mod recording;
 mod sqlite;
@@ -15,6 +16,7 @@ mod writer;
 
 pub use archive::Archive;
 pub use histogram::LatencyHistogram;
+pub use outcome::{GradedOutcome, OutcomeFilter};
 pub use query::{EntryFilter, GroupBy, Page, Summary, SummaryQuery, SummaryRow};
 
 use crate::domain::ModelId;
@@ -108,6 +110,17 @@ pub struct AttemptStarted {
     pub started_at: Timestamp,
     /// What is held for it.
     pub hold: NanoUsd,
+    /// Of a shadow run: whose answer it is compared with, and on which policy's shadow budget it draws.
+    pub shadow: Option<ShadowOf>,
+}
+
+/// What a shadow run is beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowOf {
+    /// The entry that was served.
+    pub entry: RequestId,
+    /// Name of the policy whose shadow budget pays.
+    pub policy: String,
 }
 
 /// An attempt that ended.
@@ -189,6 +202,8 @@ pub struct Entry {
     pub end_user_id: String,
     /// What its tenant's record level keeps of the request.
     pub recording: Option<Recording>,
+    /// Of a shadow run, which served nobody: the entry that was served.
+    pub shadow_of: Option<RequestId>,
 }
 
 /// Who judges an answer.
@@ -281,6 +296,8 @@ pub struct Recovery {
     pub torn: Vec<PathBuf>,
     /// What was spent in the current month: tenant, when, how much.
     pub spent: Vec<(TenantId, Timestamp, NanoUsd)>,
+    /// What of it shadow runs spent: policy, when, how much.
+    pub shadow_spent: Vec<(String, Timestamp, NanoUsd)>,
 }
 
 /// The ledger; cheap to share in an `Arc`.
@@ -321,6 +338,7 @@ impl Ledger {
         recovery.interrupted = store.interrupt_unfinished(Timestamp::now()).await?;
         let (month, _) = crate::budget::BudgetWindow::Month.span(Timestamp::now());
         recovery.spent = store.spent_since(month).await?;
+        recovery.shadow_spent = store.shadow_spent_since(month).await?;
         tracker.spawn(writer::run(Arc::clone(&journal), store.clone(), stop));
         Ok((Arc::new(Self { journal, store, max_backlog_bytes: options.max_backlog_bytes, _lock: lock }), recovery))
     }
@@ -402,7 +420,7 @@ impl Ledger {
         self.store.summarize(query).await
     }
 
-    /// Deletes what is kept of a tenant's requests beside the books (text, features); returns how many there were. Their
+    /// Deletes what is kept of a tenant's requests beside the books (text, features, outcomes); returns how many there were. Their
     /// entries stay: they are the books. A journal file may hold their text until the next start.
     ///
     /// # Errors

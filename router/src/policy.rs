@@ -5,6 +5,7 @@ mod ceilings;
 mod choose;
 mod decide;
 mod file;
+pub mod live;
 mod registry;
 mod rules;
 mod selftest;
@@ -21,6 +22,7 @@ use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency};
 use crate::evidence::certificate::Certificate;
 use crate::judge::JudgeFile;
 use crate::toml_file::Problem;
+use live::{Compare, OnBreach, Shadow};
 use rules::Rule;
 
 use std::time::Duration;
@@ -175,6 +177,10 @@ pub struct Policy {
     pub on_exhausted: OnExhausted,
     /// Share of remote-bound requests that try a small model to learn.
     pub exploration: f64,
+    /// Requests that are answered by both sides, to compare.
+    pub shadow: Option<Shadow>,
+    /// What happens when the promise looks broken.
+    pub on_breach: OnBreach,
     rules: Vec<Rule>,
     tests: Vec<SelfTest>,
     certificate: CertificateState,
@@ -271,6 +277,15 @@ impl Policy {
         } else {
             None
         }
+    }
+
+    /// All models that it may call: small, large, and the one that judges shadow runs.
+    pub fn models(&self) -> impl Iterator<Item = &ModelId> {
+        let judge = self.shadow.as_ref().and_then(|shadow| match &shadow.compare {
+            Compare::Judge(judge) => Some(judge),
+            _ => None,
+        });
+        self.small.iter().chain(&self.large).chain(judge)
     }
 
     /// Whether a rule reads the prompt, so that a request without its text can't be decided again.

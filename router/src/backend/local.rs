@@ -107,6 +107,11 @@ impl Backend for LocalBackend {
         // Nothing was measured yet: nothing is claimed.
         (!total.is_zero()).then_some(Predicted { first_byte, total })
     }
+
+    fn is_idle(&self) -> bool {
+        let load = self.worker.load();
+        self.worker.health() == Health::Ready && load.waiting == 0 && load.running <= 1
+    }
 }
 
 /// A call as the worker takes it. What the caller left open is greedy here: a small model is at its best then.

@@ -270,6 +270,10 @@ impl Backend for RemoteBackend {
     fn expects(&self, _: u32, _: u32) -> Option<Predicted> {
         None
     }
+
+    fn is_idle(&self) -> bool {
+        self.availability() == Availability::Ready
+    }
 }
 
 /// When which wait ends, and with which error.

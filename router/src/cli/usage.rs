@@ -118,6 +118,11 @@ async fn summary(
     };
     let response = client.usage.summarize(request).await.map_err(|status| describe(&status))?.into_inner();
     table::print(out, &SUMMARY_HEADER, &response.rows.iter().map(summary_row).collect::<Vec<_>>())?;
+    let shadows: i64 = response.rows.iter().map(|row| row.shadow_runs).sum();
+    if shadows > 0 {
+        let cost = money(response.rows.iter().map(|row| row.shadow_nano_usd).sum());
+        writeln!(out, "{shadows} shadow runs, which are no requests, for {cost} of the cost")?;
+    }
     for budget in &response.budgets {
         writeln!(
             out,

@@ -76,6 +76,8 @@ pub enum ReasonCode {
     Placement,
     /// No certificate, or one that does not match: the safe side.
     NoCertificate,
+    /// Live checks refuted the certificate, and the policy withdrew it: the safe side.
+    Breach,
     /// The scorer gave no score: the safe side.
     NoScore,
     /// Only one candidate was left.
@@ -106,17 +108,20 @@ pub enum ReasonCode {
     Late,
     /// The cost ceiling leaves no room for a large model.
     CostCeiling,
+    /// A shadow run: the answer is compared with the one that was shown, and never shown itself.
+    Shadow,
 }
 
 impl ReasonCode {
     /// All codes.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::CacheHit,
         Self::ScoreAboveThreshold,
         Self::ScoreBelowThreshold,
         Self::Rule,
         Self::Placement,
         Self::NoCertificate,
+        Self::Breach,
         Self::NoScore,
         Self::OnlyCandidate,
         Self::Explored,
@@ -132,6 +137,7 @@ impl ReasonCode {
         Self::LatencyCeiling,
         Self::Late,
         Self::CostCeiling,
+        Self::Shadow,
     ];
 
     /// The word used on the wire, in SQL and in metrics.
@@ -143,6 +149,7 @@ impl ReasonCode {
             Self::Rule => "rule",
             Self::Placement => "placement",
             Self::NoCertificate => "no_certificate",
+            Self::Breach => "quality_breach",
             Self::NoScore => "no_score",
             Self::OnlyCandidate => "only_candidate",
             Self::Explored => "explored",
@@ -158,6 +165,7 @@ impl ReasonCode {
             Self::LatencyCeiling => "latency_ceiling",
             Self::Late => "late",
             Self::CostCeiling => "cost_ceiling",
+            Self::Shadow => "shadow",
         }
     }
 }

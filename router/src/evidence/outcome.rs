@@ -21,6 +21,23 @@ pub enum OutcomeSource {
     Metric,
 }
 
+impl OutcomeSource {
+    /// The word in files and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gold => "gold",
+            Self::Judge => "judge",
+            Self::User => "user",
+            Self::Metric => "metric",
+        }
+    }
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Gold, Self::Judge, Self::User, Self::Metric].into_iter().find(|source| source.as_str() == word)
+    }
+}
+
 /// Quality of a small and a large model's answers to one prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
@@ -311,16 +328,9 @@ fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
         let problem = format!("{sampling_probability} is not above 0 and at most 1");
         return Err(("sampling_probability", problem));
     }
-    let graded_by = match raw.outcome_source.as_deref() {
-        None | Some("gold") => OutcomeSource::Gold,
-        Some("judge") => OutcomeSource::Judge,
-        Some("user") => OutcomeSource::User,
-        Some("metric") => OutcomeSource::Metric,
-        Some(other) => {
-            let problem = format!("{other:?} is none of gold, judge, user, metric");
-            return Err(("outcome_source", problem));
-        }
-    };
+    let source = raw.outcome_source.as_deref().unwrap_or("gold");
+    let graded_by = OutcomeSource::parse(source)
+        .ok_or_else(|| ("outcome_source", format!("{source:?} is none of gold, judge, user, metric")))?;
     let texts = [("id", &raw.id), ("prompt", &raw.prompt), ("weak_model", &raw.weak_model), ("cluster", &raw.cluster)];
     if let Some((field, _)) = texts.iter().find(|(_, text)| text.trim().is_empty()) {
         return Err((field, "empty, but needed".to_owned()));

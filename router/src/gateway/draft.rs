@@ -26,7 +26,9 @@ impl Kept {
             && run.decision.reason.code == ReasonCode::Draft
             && route == Route::Local
             && run.decision.model == *model;
-        let (_, threshold) = run.admitted.policy.judged_at().filter(|_| wanted)?;
+        let (_, certified) = run.admitted.policy.judged_at().filter(|_| wanted)?;
+        // What was decided: live checks may have raised it.
+        let threshold = run.decision.threshold.unwrap_or(certified);
         let candidate = run.decision.candidates.iter().find(|candidate| candidate.model == *model);
         let prompt_score = candidate.and_then(|candidate| candidate.score).map(Score::get);
         let asked = run.admitted.messages.iter().rev().find(|message| message.role == Role::User);

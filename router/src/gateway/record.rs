@@ -30,6 +30,7 @@ struct Outcome<'a> {
     error: &'a str,
     cached_from: Option<RequestId>,
     recording: Option<Recording>,
+    shadow_of: Option<RequestId>,
 }
 
 impl Gateway {
@@ -114,6 +115,7 @@ impl Gateway {
                 error: "",
                 cached_from: Some(answer.entry_id),
                 recording: None,
+                shadow_of: None,
             },
         );
         let summary = Summary {
@@ -189,6 +191,8 @@ impl Gateway {
             self.conversations.went_remote(tenant, conversation_id, Instant::now());
         }
         let baseline = match status {
+            // Nobody would have paid for a comparison.
+            EntryStatus::Ok if run.shadow.is_some() => NanoUsd::ZERO,
             EntryStatus::Ok => run
                 .baseline
                 .unwrap_or_else(|| self.baseline(admitted, &run.decision, &run.totals, run.answer.len() as u64).amount),
@@ -209,6 +213,7 @@ impl Gateway {
                 error: error.map_or("", GatewayErrorKind::code),
                 cached_from: run.cached_from,
                 recording: run.recording.clone(),
+                shadow_of: run.shadow.as_ref().map(|shadow| shadow.entry),
             },
         );
     }
@@ -237,6 +242,7 @@ impl Gateway {
                 error: kind.code(),
                 cached_from: None,
                 recording: None,
+                shadow_of: None,
             },
         );
         let report = FailureReport {
@@ -251,16 +257,21 @@ impl Gateway {
 
     fn write(&self, request: &Request, outcome: Outcome<'_>) {
         let Outcome { decision, totals, baseline, .. } = &outcome;
-        self.metrics.request_finished(&RequestRecord {
-            tenant: request.tenant.as_str(),
-            route: decision.map(|decision| decision.route),
-            policy: decision.map_or("", |decision| &decision.policy.name),
-            reason: decision.map_or(outcome.error, |decision| decision.reason.code.as_str()),
-            status: outcome.status,
-            latency: outcome.latency,
-            cost: totals.cost,
-            saved: if outcome.status == EntryStatus::Ok { *baseline - totals.cost.amount } else { NanoUsd::ZERO },
-        });
+        let policy = decision.map_or("", |decision| &decision.policy.name);
+        if outcome.shadow_of.is_some() {
+            self.metrics.shadow_spent(request.tenant.as_str(), policy, totals.cost);
+        } else {
+            self.metrics.request_finished(&RequestRecord {
+                tenant: request.tenant.as_str(),
+                route: decision.map(|decision| decision.route),
+                policy,
+                reason: decision.map_or(outcome.error, |decision| decision.reason.code.as_str()),
+                status: outcome.status,
+                latency: outcome.latency,
+                cost: totals.cost,
+                saved: if outcome.status == EntryStatus::Ok { *baseline - totals.cost.amount } else { NanoUsd::ZERO },
+            });
+        }
         let entry = Entry {
             id: request.id,
             tenant: request.tenant.clone(),
@@ -283,6 +294,7 @@ impl Gateway {
             conversation_id: request.conversation_id.clone(),
             end_user_id: request.end_user_id.clone(),
             recording: outcome.recording,
+            shadow_of: outcome.shadow_of,
         };
         if let Err(error) = self.ledger.entry(&entry) {
             tracing::error!(%error, entry = %request.id, "an entry could not be journalled; its attempts are");

@@ -3,12 +3,13 @@
 
 use super::attempt::{AttemptEnd, attempt};
 use super::reply::{FailureReport, GatewayError, GatewayErrorKind, ReplyEvent, Summary};
-use super::{Admitted, Gateway};
+use super::{Admitted, Gateway, shadow};
 use crate::backend::BackendError;
 use crate::domain::{
     Cost, Decision, EntryStatus, Finish, ModelId, NanoUsd, Placement, Reason, ReasonCode, Recording, RequestId, Route,
     Usage,
 };
+use crate::ledger::ShadowOf;
 use crate::policy::OnExhausted;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,6 +58,8 @@ pub struct Run {
     pub(super) baseline: Option<NanoUsd>,
     /// What the tenant's record level keeps of the request, with what was decided first.
     pub(super) recording: Option<Recording>,
+    /// Of a shadow run: whose answer it is compared with.
+    pub(super) shadow: Option<ShadowOf>,
     tried: Vec<ModelId>,
 }
 
@@ -78,6 +81,7 @@ impl Run {
             cached_from: None,
             baseline: None,
             recording,
+            shadow: None,
             tried: Vec::new(),
         }
     }
@@ -90,6 +94,7 @@ impl Run {
                 self.gateway.keep_answer(&self, &finish).await;
                 self.gateway.record(&self, EntryStatus::Ok, Some(finish.reason), None);
                 let _hung_up = self.events.send(Ok(ReplyEvent::Finished(Box::new(summary)))).await;
+                shadow::beside(&self);
             }
             Err(kind) => self.fail(kind).await,
         }
@@ -252,7 +257,7 @@ impl Run {
         self.cached_from.is_none() && self.route_of(&self.decision.model) == Route::Remote
     }
 
-    fn route_of(&self, model: &ModelId) -> Route {
+    pub(super) fn route_of(&self, model: &ModelId) -> Route {
         self.gateway.backends.get(model).map_or(Route::Remote, |backend| backend.route())
     }
 

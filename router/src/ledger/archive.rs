@@ -1,7 +1,7 @@
 //! The ledger as a reader sees it: beside a running gateway, without its lock, never writing.
 
 use super::sqlite::Store;
-use super::{EntryFilter, LedgerError, Page};
+use super::{EntryFilter, GradedOutcome, LedgerError, OutcomeFilter, Page};
 use std::path::Path;
 
 /// The store of a ledger, opened for reading. What a running gateway has not yet drained from its journal is not seen.
@@ -24,5 +24,13 @@ impl Archive {
     /// A foreign page token, or the store fails.
     pub async fn list(&self, filter: &EntryFilter) -> Result<Page, LedgerError> {
         self.store.list(filter).await
+    }
+
+    /// What comparisons came to, oldest first.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn outcomes(&self, filter: &OutcomeFilter) -> Result<Vec<GradedOutcome>, LedgerError> {
+        self.store.outcomes(filter).await
     }
 }

@@ -92,6 +92,10 @@ pub struct Summary {
     pub saved: NanoUsd,
     /// Processor time of local models, in seconds.
     pub cpu_seconds: f64,
+    /// Shadow runs: they serve nobody and are no requests; what they used is in the sums.
+    pub shadow_runs: u64,
+    /// What they cost; part of `cost`.
+    pub shadow_cost: NanoUsd,
     /// Latencies.
     pub latency: LatencyHistogram,
 }

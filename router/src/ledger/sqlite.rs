@@ -1,5 +1,7 @@
 //! The store: SQLite with a write-ahead log, one writer, many readers. The only place that knows SQL.
 
+mod outcomes;
+
 use super::journal::Position;
 use super::query::{EntryFilter, GroupBy, Page, Summary, SummaryQuery, SummaryRow};
 use super::recording::StoredRecording;
@@ -46,6 +48,7 @@ impl Store {
         let migrator = Migrator::with_migrations(vec![
             migration(1, "ledger", include_str!("../../migrations/0001_ledger.sql")),
             migration(2, "recordings", include_str!("../../migrations/0002_recordings.sql")),
+            migration(3, "shadows", include_str!("../../migrations/0003_shadows.sql")),
         ]);
         migrator.run(&pool).await.map_err(|error| match error {
             MigrateError::VersionMissing(migration) => LedgerError::Newer { path: path.to_owned(), migration },
@@ -60,10 +63,10 @@ impl Store {
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(5));
         let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await;
         let pool = pool.map_err(|error| failed(error.to_string()))?;
-        let found = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = 'recordings'").fetch_optional(&pool).await;
+        let found = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = 'outcomes'").fetch_optional(&pool).await;
         match found.map_err(|error| failed(error.to_string()))? {
             Some(_) => Ok(Self { pool, path: path.to_owned() }),
-            None => Err(failed("it is of a version without recordings; start the gateway on it once".to_owned())),
+            None => Err(failed("it is of an earlier version; start the gateway on it once".to_owned())),
         }
     }
 
@@ -94,6 +97,7 @@ impl Store {
                 Record::Ended(end) => update_end(&mut transaction, end).await,
                 Record::Entry(entry) => insert_entry(&mut transaction, entry).await,
                 Record::Feedback(feedback) => upsert_feedback(&mut transaction, feedback).await,
+                Record::Outcome(outcome) => outcomes::insert(&mut transaction, outcome).await,
             };
             outcome.map_err(self.wrap())?;
         }
@@ -120,11 +124,11 @@ impl Store {
         .map_err(self.wrap())?;
         sqlx::query(
             "INSERT INTO entries (id, tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, \
-             input, output, cached, reasoning, cpu_seconds, error, labels, body) \
+             input, output, cached, reasoning, cpu_seconds, error, labels, body, shadow_of) \
              SELECT request, MIN(tenant), MIN(started_ms), MAX(ended_ms) - MIN(started_ms), 'interrupted', MIN(route), MIN(model), '', \
              CAST(TOTAL(cost) AS INTEGER), CASE WHEN SUM(basis = 'bound') > 0 THEN 'bound' \
              WHEN SUM(basis = 'estimated') > 0 THEN 'estimated' ELSE 'reported' END, CAST(TOTAL(cost) AS INTEGER), SUM(input), SUM(output), SUM(cached), SUM(reasoning), SUM(cpu_seconds), \
-             'interrupted', '{}', NULL \
+             'interrupted', '{}', NULL, MIN(shadow_of) \
              FROM attempts WHERE request NOT IN (SELECT id FROM entries) GROUP BY request",
         )
         .execute(&mut *transaction)
@@ -137,18 +141,29 @@ impl Store {
     /// What attempts cost since `from`: tenant, start, amount. Read row by row and summed by day here, not in SQL, where a sum
     /// past 64 bits is an error that would keep the gateway from starting.
     pub async fn spent_since(&self, from: Timestamp) -> Result<Vec<(TenantId, Timestamp, NanoUsd)>, LedgerError> {
+        let spent = self.spent_by("tenant", from).await?;
+        Ok(spent.into_iter().map(|(tenant, at, amount)| (TenantId::new(tenant), at, amount)).collect())
+    }
+
+    /// What of it shadow runs cost: policy, start, amount.
+    pub async fn shadow_spent_since(&self, from: Timestamp) -> Result<Vec<(String, Timestamp, NanoUsd)>, LedgerError> {
+        self.spent_by("shadow_policy", from).await
+    }
+
+    async fn spent_by(&self, column: &str, from: Timestamp) -> Result<Vec<(String, Timestamp, NanoUsd)>, LedgerError> {
         const DAY: i64 = 86_400_000;
-        let mut rows = sqlx::query("SELECT tenant, started_ms, cost FROM attempts WHERE started_ms >= ? AND cost <> 0")
-            .bind(from.as_millisecond())
-            .fetch(&self.pool);
+        let sql = format!(
+            "SELECT {column} AS who, started_ms, cost FROM attempts WHERE started_ms >= ? AND cost <> 0 AND {column} IS NOT NULL"
+        );
+        let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(from.as_millisecond()).fetch(&self.pool);
         let mut days: BTreeMap<(String, i64), NanoUsd> = BTreeMap::new();
         while let Some(row) = rows.try_next().await.map_err(self.wrap())? {
             let column = |name: &str| row.try_get::<i64, _>(name).map_err(self.wrap());
-            let tenant: String = row.try_get("tenant").map_err(self.wrap())?;
-            *days.entry((tenant, column("started_ms")?.div_euclid(DAY))).or_default() += NanoUsd::new(column("cost")?);
+            let who: String = row.try_get("who").map_err(self.wrap())?;
+            *days.entry((who, column("started_ms")?.div_euclid(DAY))).or_default() += NanoUsd::new(column("cost")?);
         }
-        let spent = |((tenant, day), amount): ((String, i64), NanoUsd)| {
-            (TenantId::new(tenant), Timestamp::from_millisecond(day * DAY).unwrap_or_default(), amount)
+        let spent = |((who, day), amount): ((String, i64), NanoUsd)| {
+            (who, Timestamp::from_millisecond(day * DAY).unwrap_or_default(), amount)
         };
         Ok(days.into_iter().map(spent).collect())
     }
@@ -187,6 +202,8 @@ impl Store {
     pub async fn forget(&self, tenant: &TenantId) -> Result<u64, LedgerError> {
         let mut connection = self.pool.acquire().await.map_err(self.wrap())?;
         sqlx::query("PRAGMA secure_delete = ON").fetch_all(&mut *connection).await.map_err(self.wrap())?;
+        let outcomes = sqlx::query("DELETE FROM outcomes WHERE tenant = ?").bind(tenant.as_str());
+        outcomes.execute(&mut *connection).await.map_err(self.wrap())?;
         let deleted = sqlx::query("DELETE FROM recordings WHERE tenant = ?").bind(tenant.as_str());
         let deleted = deleted.execute(&mut *connection).await.map_err(self.wrap())?;
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_all(&mut *connection).await.map_err(self.wrap())?;
@@ -271,7 +288,7 @@ impl Store {
     pub async fn summarize(&self, query: &SummaryQuery) -> Result<Vec<SummaryRow>, LedgerError> {
         let mut rows = sqlx::query(
             "SELECT tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, input, output, cached, \
-             reasoning, cpu_seconds, labels FROM entries \
+             reasoning, cpu_seconds, labels, shadow_of FROM entries \
              WHERE received_ms >= ? AND received_ms < ? AND (? = '' OR tenant = ?)",
         )
         .bind(query.from.as_millisecond())
@@ -313,6 +330,7 @@ fn add(sums: &mut BTreeMap<(i64, String), Summary>, query: &SummaryQuery, row: &
     let group: String = match &query.group_by {
         GroupBy::None => String::new(),
         GroupBy::Tenant => row.try_get("tenant")?,
+        GroupBy::Route if is_shadow(row)? => "shadow".to_owned(),
         GroupBy::Route => row.try_get("route")?,
         GroupBy::Model => row.try_get("model")?,
         GroupBy::Policy => row.try_get("policy")?,
@@ -322,6 +340,16 @@ fn add(sums: &mut BTreeMap<(i64, String), Summary>, query: &SummaryQuery, row: &
     let status: String = row.try_get("status")?;
     let route: String = row.try_get("route")?;
     let (cost, baseline) = (NanoUsd::new(row.try_get("cost")?), NanoUsd::new(row.try_get("baseline")?));
+    *summary.cost.entry(stored::basis(row.try_get::<&str, _>("basis")?)).or_default() += cost;
+    summary.usage = summary.usage.plus(usage(row)?.into());
+    summary.cpu_seconds += row.try_get::<f64, _>("cpu_seconds")?;
+    if is_shadow(row)? {
+        // It served nobody: it counts among what was used and spent, not among requests.
+        summary.shadow_runs += 1;
+        summary.shadow_cost += cost;
+        summary.saved += NanoUsd::ZERO - cost;
+        return Ok(());
+    }
     summary.requests += 1;
     summary.cache_hits += u64::from(route == "cache");
     if status == EntryStatus::Ok.as_str() {
@@ -329,11 +357,12 @@ fn add(sums: &mut BTreeMap<(i64, String), Summary>, query: &SummaryQuery, row: &
         summary.baseline += baseline;
     }
     *summary.by_status.entry(status).or_default() += 1;
-    summary.usage = summary.usage.plus(usage(row)?.into());
-    *summary.cost.entry(stored::basis(row.try_get::<&str, _>("basis")?)).or_default() += cost;
-    summary.cpu_seconds += row.try_get::<f64, _>("cpu_seconds")?;
     summary.latency.record(row.try_get("latency_ms")?);
     Ok(())
+}
+
+fn is_shadow(row: &SqliteRow) -> Result<bool, sqlx::Error> {
+    Ok(row.try_get::<Option<&str>, _>("shadow_of")?.is_some())
 }
 
 fn labels(row: &SqliteRow) -> Result<BTreeMap<String, String>, sqlx::Error> {
@@ -377,6 +406,7 @@ fn stored_entry(row: &SqliteRow) -> Result<StoredEntry, sqlx::Error> {
         conversation_id: String::new(),
         end_user_id: String::new(),
         recording: None,
+        shadow_of: row.try_get("shadow_of")?,
     })
 }
 
@@ -390,6 +420,8 @@ fn stored_attempt(row: &SqliteRow) -> Result<(StoredStart, Option<StoredEnd>), s
         number: row.try_get("number")?,
         started_ms: row.try_get("started_ms")?,
         hold: row.try_get("hold")?,
+        shadow_of: row.try_get("shadow_of")?,
+        shadow_policy: row.try_get("shadow_policy")?,
     };
     let Some(status) = row.try_get::<Option<String>, _>("status")? else { return Ok((start, None)) };
     let end = StoredEnd {
@@ -410,7 +442,8 @@ fn stored_attempt(row: &SqliteRow) -> Result<(StoredStart, Option<StoredEnd>), s
 
 async fn insert_start(connection: &mut SqliteConnection, start: &StoredStart) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO attempts (id, request, tenant, model, route, number, started_ms, hold) VALUES (?, ?, ?, ?, ?, ?, ?, ?) \
+        "INSERT INTO attempts (id, request, tenant, model, route, number, started_ms, hold, shadow_of, shadow_policy) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(&start.attempt)
@@ -421,6 +454,8 @@ async fn insert_start(connection: &mut SqliteConnection, start: &StoredStart) ->
     .bind(start.number)
     .bind(start.started_ms)
     .bind(start.hold)
+    .bind(&start.shadow_of)
+    .bind(&start.shadow_policy)
     .execute(connection)
     .await?;
     Ok(())
@@ -454,8 +489,8 @@ async fn insert_entry(connection: &mut SqliteConnection, entry: &StoredEntry) ->
     let word = |part: fn(&stored::StoredDecision) -> &str| entry.decision.as_ref().map_or("", part);
     sqlx::query(
         "INSERT INTO entries (id, tenant, received_ms, latency_ms, status, route, model, policy, cost, basis, baseline, input, \
-         output, cached, reasoning, cpu_seconds, error, labels, body) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+         output, cached, reasoning, cpu_seconds, error, labels, body, shadow_of) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
     )
     .bind(&entry.id)
     .bind(&entry.tenant)
@@ -476,6 +511,7 @@ async fn insert_entry(connection: &mut SqliteConnection, entry: &StoredEntry) ->
     .bind(&entry.error)
     .bind(serde_json::to_string(&entry.labels).map_err(json)?)
     .bind(serde_json::to_string(&StoredEntry { recording: None, ..entry.clone() }).map_err(json)?)
+    .bind(&entry.shadow_of)
     .execute(&mut *connection)
     .await?;
     if let Some(recording) = &entry.recording {

@@ -1,7 +1,8 @@
 //! The shapes that records have in the journal and in the store, and the way from and to domain values.
 
+use super::outcome::StoredOutcome;
 use super::recording::StoredRecording;
-use super::{Attempt, AttemptEnded, AttemptStarted, Entry, Feedback, FeedbackSource};
+use super::{Attempt, AttemptEnded, AttemptStarted, Entry, Feedback, FeedbackSource, ShadowOf};
 use crate::domain::{
     Arm, AttemptId, Candidate, Constraints, Cost, CostBasis, Decision, EntryStatus, ExcludedBy, FinishReason, ModelId,
     NanoUsd, Placement, PolicyRef, Predicted, Reason, ReasonCode, RequestId, Residency, Route, Score, TenantId, Usage,
@@ -23,6 +24,8 @@ pub enum Record {
     Entry(Box<StoredEntry>),
     /// Somebody judged.
     Feedback(StoredFeedback),
+    /// Two answers were compared.
+    Outcome(StoredOutcome),
 }
 
 /// See [`AttemptStarted`].
@@ -36,6 +39,10 @@ pub struct StoredStart {
     pub number: u32,
     pub started_ms: i64,
     pub hold: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_of: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_policy: Option<String>,
 }
 
 /// See [`AttemptEnded`].
@@ -99,6 +106,8 @@ pub struct StoredEntry {
     // Only in the journal; the store keeps it in a table of its own. Journals of earlier versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recording: Option<StoredRecording>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_of: Option<String>,
 }
 
 /// See [`Decision`].
@@ -303,6 +312,8 @@ impl Record {
             number: started.number,
             started_ms: started.started_at.as_millisecond(),
             hold: started.hold.nanos(),
+            shadow_of: started.shadow.as_ref().map(|shadow| shadow.entry.to_string()),
+            shadow_policy: started.shadow.as_ref().map(|shadow| shadow.policy.clone()),
         })
     }
 
@@ -358,6 +369,7 @@ impl Record {
             conversation_id: entry.conversation_id.clone(),
             end_user_id: entry.end_user_id.clone(),
             recording: entry.recording.as_ref().map(StoredRecording::from),
+            shadow_of: entry.shadow_of.map(|id| id.to_string()),
         }))
     }
 
@@ -397,6 +409,7 @@ impl StoredEntry {
             conversation_id: self.conversation_id,
             end_user_id: self.end_user_id,
             recording: self.recording.and_then(StoredRecording::recording),
+            shadow_of: self.shadow_of.as_deref().and_then(RequestId::parse),
         })
     }
 }
@@ -425,6 +438,12 @@ pub fn attempt(start: StoredStart, end: Option<StoredEnd>) -> Option<Attempt> {
         number: start.number,
         started_at: timestamp(start.started_ms),
         hold: NanoUsd::new(start.hold),
+        shadow: start
+            .shadow_of
+            .as_deref()
+            .and_then(RequestId::parse)
+            .zip(start.shadow_policy)
+            .map(|(entry, policy)| ShadowOf { entry, policy }),
     };
     let ended = match end {
         Some(end) => Some(AttemptEnded {

@@ -40,6 +40,7 @@ fn started(request: RequestId, hold: i64) -> AttemptStarted {
         number: 1,
         started_at: Timestamp::now(),
         hold: NanoUsd::new(hold),
+        shadow: None,
     }
 }
 
@@ -110,6 +111,7 @@ fn entry(id: RequestId, at_ms: i64, route: Route, cost: i64) -> Entry {
         conversation_id: "c".to_owned(),
         end_user_id: "u".to_owned(),
         recording: None,
+        shadow_of: None,
     }
 }
 

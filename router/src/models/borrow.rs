@@ -136,6 +136,11 @@ impl Backend for OnDemand {
     fn expects(&self, prompt_tokens: u32, most_tokens: u32) -> Option<Predicted> {
         self.models.borrow(&self.model)?.backend.expects(prompt_tokens, most_tokens)
     }
+
+    fn is_idle(&self) -> bool {
+        // Nothing is loaded for the sake of a call that nobody waits for.
+        self.models.borrow(&self.model).is_some_and(|loaded| loaded.backend.is_idle())
+    }
 }
 
 fn refusal(waited: Waited) -> BackendError {

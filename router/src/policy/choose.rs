@@ -1,6 +1,7 @@
 //! The choice among candidates that nothing excludes: what a rule or placement says, then where the conversation stands,
 //! then scores and costs.
 
+use super::live::Standing;
 use super::{CertificateState, Facts, Objective, Policy, StreamWins};
 use crate::domain::{Candidate, Constraints, ModelId, Placement, Reason, ReasonCode, Route, Score};
 
@@ -110,7 +111,7 @@ impl Policy {
         }
         let scored = best(&certified);
         let threshold = threshold.filter(|_| scored.is_some());
-        Some(self.by_score(scored.unwrap_or(small), large, facts.draw, threshold))
+        Some(self.by_score(scored.unwrap_or(small), large, facts, threshold))
     }
 
     /// A small model where no large one is open, if the policy lets it serve then. One that is merely down or late does not
@@ -135,6 +136,7 @@ impl Policy {
     fn drafting<'c>(&self, open: &Open<'c>, large: &Candidate, facts: &Facts) -> Option<(&'c Candidate, f64)> {
         let (file, threshold) =
             self.judged_at().filter(|_| !(facts.stream && self.stream_wins == StreamWins::FirstByte))?;
+        let threshold = facts.standing.applied(Some(threshold))?;
         let drafting = open.small.iter().find(|candidate| candidate.model.as_str() == file.judge.small)?;
         self.latency.allow_draft(drafting, large, facts.stream).then_some((*drafting, threshold))
     }
@@ -150,9 +152,9 @@ impl Policy {
     }
 
     /// No small model reaches the threshold, or there is none to reach.
-    fn by_score(&self, small: &Candidate, large: &Candidate, draw: f64, threshold: Option<f64>) -> Choice {
+    fn by_score(&self, small: &Candidate, large: &Candidate, facts: &Facts, threshold: Option<f64>) -> Choice {
         let reason = match (small.score.map(Score::get), threshold) {
-            (_, None) => self.without_threshold(),
+            (_, None) => self.without_threshold(&facts.standing),
             (None, _) => {
                 let detail = format!("there is no score for {}: the safe side", small.model);
                 Reason::new(ReasonCode::NoScore, detail)
@@ -165,13 +167,15 @@ impl Policy {
         if self.is_safe_locally() && reason.code != ReasonCode::ScoreBelowThreshold {
             return Choice { threshold, ..Choice::certain(small, reason.code, reason.detail) };
         }
-        let explored = draw < self.exploration;
+        // What was withdrawn is not tried either.
+        let exploration = if matches!(facts.standing, Standing::Withdrawn(_)) { 0.0 } else { self.exploration };
+        let explored = facts.draw < exploration;
         let reason = match explored {
             true => Reason::new(ReasonCode::Explored, format!("tried locally to learn; else: {}", reason.detail)),
             false => reason,
         };
         let chosen = if explored { small } else { large };
-        let propensity = if explored { self.exploration } else { 1.0 - self.exploration };
+        let propensity = if explored { exploration } else { 1.0 - exploration };
         Choice { model: chosen.model.clone(), route: chosen.route, reason, threshold, propensity, explored }
     }
 
@@ -192,7 +196,15 @@ impl Policy {
         Choice { model: chosen.model.clone(), route, reason, threshold, propensity: 1.0, explored: false }
     }
 
-    fn without_threshold(&self) -> Reason {
+    fn without_threshold(&self, standing: &Standing) -> Reason {
+        match standing {
+            Standing::Withdrawn(why) => return Reason::new(ReasonCode::Breach, why.clone()),
+            Standing::Tightened(by) if self.threshold().is_some() => {
+                let detail = format!("live checks raised the threshold by {by:.3}, past what a score can reach");
+                return Reason::new(ReasonCode::Breach, detail);
+            }
+            _ => {}
+        }
         let detail = match self.certificate() {
             CertificateState::Valid(certificate) if certificate.threshold.is_some() => {
                 format!("the certificate speaks for {} only, which can't serve this request", certificate.small)

@@ -4,6 +4,7 @@
 use super::Policy;
 use super::ceilings::price_out;
 use super::choose::{Lacking, Open};
+use super::live::Standing;
 use crate::domain::{
     Candidate, Constraints, Decision, ExcludedBy, ModelId, NanoUsd, Placement, PlacementConflict, Route,
 };
@@ -25,6 +26,8 @@ pub struct Facts {
     pub budget_left: Option<NanoUsd>,
     /// What the policy's cost ceiling still allows; `None` is no ceiling.
     pub allowance: Option<NanoUsd>,
+    /// How far live checks let the certificates stand.
+    pub standing: Standing,
 }
 
 impl Default for Facts {
@@ -38,6 +41,7 @@ impl Default for Facts {
             went_remote: false,
             budget_left: None,
             allowance: None,
+            standing: Standing::Holds,
         }
     }
 }
@@ -93,6 +97,7 @@ impl Policy {
         constraints: &Constraints,
         threshold: Option<f64>,
     ) -> Result<Decision, Refusal> {
+        let threshold = facts.standing.applied(threshold);
         let mut candidates: Vec<Candidate> =
             facts.candidates.iter().map(|candidate| constrained(candidate, constraints)).collect();
         let priced_out = price_out(&mut candidates, facts);

@@ -1,6 +1,7 @@
 //! From the text of a policy file to a checked policy, with every problem reported.
 
 mod contradictions;
+mod live;
 mod objective;
 mod rules;
 mod selftests;
@@ -70,6 +71,8 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         }
         None => 0.0,
     };
+    let shadow = live::read_shadow(root, catalog, problems);
+    let on_breach = live::read_on_breach(root, problems);
     let around = rules::Surroundings { small: &small, large: &large, placement, regions: &regions };
     let rules = rules::read(root, &around, problems);
     let tests = selftests::read(root, problems);
@@ -93,6 +96,8 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         budget,
         on_exhausted,
         exploration,
+        shadow,
+        on_breach,
         rules,
         tests,
         certificate: CertificateState::Missing,

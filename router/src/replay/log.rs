@@ -291,9 +291,13 @@ fn problem(file: &str, line: usize, field: &'static str, problem: String) -> Row
     RowProblem { file: file.to_owned(), line, field, problem }
 }
 
-/// The line of an entry; `None` where nothing was decided or nothing complete came of it.
+/// The line of an entry; `None` where nothing was decided or nothing complete came of it, and of shadow runs: nobody asked
+/// for those.
 pub fn line_of(story: &Story) -> Option<LogLine> {
     let entry = &story.entry;
+    if entry.shadow_of.is_some() {
+        return None;
+    }
     let decision = entry.decision.as_ref()?;
     let recording = entry.recording.as_ref();
     let first = recording.map(|recording| &recording.first);

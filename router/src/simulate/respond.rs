@@ -5,6 +5,7 @@ use super::bill::{Account, Ending};
 use super::fault::{Fault, UsageForm};
 use super::protocol::{Ask, ChunkWriter, Counts, completion, error_object, tokens};
 use super::{SIMULATED_HEADER, Shared};
+use crate::evidence::grading::{Comparison, Grader};
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::Value;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +94,19 @@ fn refuse(account: &Account, status: StatusCode, retry_after: Option<&str>, kind
     response
 }
 
+/// The verdict on two answers to one question, where a judge is asked for one: the answer that this server knows wins.
+fn judgement(answers: &HashMap<String, String>, question: &str) -> Option<String> {
+    let [asked, first, second] = Comparison::read(question)?;
+    let known = answers.get(asked.trim()).map(String::as_str);
+    let right = |answer: &str| known.is_some_and(|known| Grader::Exact.grade(answer, known) == Ok(1.0));
+    let verdict = match (right(first), right(second)) {
+        (true, false) => "A",
+        (false, true) => "B",
+        _ => "TIE",
+    };
+    Some(format!("VERDICT: {verdict}"))
+}
+
 /// What will be said, before any fault of the transport.
 struct Answer {
     id: String,
@@ -106,7 +120,9 @@ struct Answer {
 impl Answer {
     fn plan(shared: &Shared, ask: &Ask, faults: &[Fault], prompt: u64, cached: u64) -> Self {
         let question = ask.question();
-        let text = shared.config.answers.get(question.trim()).cloned().unwrap_or_else(|| placeholder(&question));
+        let known = || shared.config.answers.get(question.trim()).cloned();
+        let text =
+            judgement(&shared.config.answers, &question).or_else(known).unwrap_or_else(|| placeholder(&question));
         let limit = if faults.contains(&Fault::IgnoreMaxTokens) { u64::MAX } else { ask.max_tokens() };
         let wished = faults.iter().find_map(|fault| match fault {
             Fault::Reasoning(count) => Some(u64::from(*count)),

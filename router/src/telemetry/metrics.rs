@@ -89,6 +89,7 @@ struct Instruments {
     reload_failed: Gauge<u64>,
     certified: Gauge<u64>,
     budget_used: Gauge<f64>,
+    shadow_runs: Counter<u64>,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -139,6 +140,7 @@ impl Metrics {
             reload_failed: gauge(names::POLICY_RELOAD_FAILED),
             certified: gauge(names::POLICY_CERTIFIED),
             budget_used: meter.f64_gauge(names::BUDGET_USED.name).with_description(names::BUDGET_USED.what).build(),
+            shadow_runs: count(names::SHADOW_RUNS),
             tenants: Mutex::default(),
         }))
     }
@@ -219,6 +221,29 @@ impl Metrics {
             of_kind.push(KeyValue::new(attribute::TOKEN_TYPE, kind));
             self.0.client_tokens.record(tokens, &of_kind);
         }
+    }
+
+    /// Adds what a shadow run cost: nobody was served, so it counts among money only.
+    pub fn shadow_spent(&self, tenant: &str, policy: &str, cost: Cost) {
+        let of = [
+            KeyValue::new("tenant", self.tenant(tenant)),
+            KeyValue::new("route", "shadow"),
+            KeyValue::new("policy", policy.to_owned()),
+        ];
+        self.0.saved.add(-cost.amount.nanos(), &of);
+        let mut with_basis = of.to_vec();
+        with_basis.push(KeyValue::new("basis", cost.basis.as_str()));
+        self.0.cost.add(cost.amount.nanos().unsigned_abs(), &with_basis);
+    }
+
+    /// Counts a shadow run: which side was `asked`, and how it `ended`.
+    pub fn shadow_run(&self, policy: &str, asked: Route, ended: &'static str) {
+        let of = [
+            KeyValue::new("policy", policy.to_owned()),
+            KeyValue::new("asked", asked.as_str()),
+            KeyValue::new("ended", ended),
+        ];
+        self.0.shadow_runs.add(1, &of);
     }
 
     /// Notes how long a decision took, from the request's arrival.
@@ -325,6 +350,8 @@ mod tests {
         metrics.policies(true);
         metrics.policy_certified("balanced", true);
         metrics.budget_used("acme", "day", 0.5);
+        metrics.shadow_run("balanced", Route::Remote, "graded");
+        metrics.shadow_spent("acme", "balanced", Cost { amount: NanoUsd::new(40), basis: CostBasis::Reported });
     }
 
     /// Every metric of the table is exposed under the name that dashboards rely on.
@@ -361,6 +388,7 @@ mod tests {
         );
         check("sluice_baseline_nano_usd_total{", " 1000");
         check("sluice_saved_nano_usd{", " 300");
+        check("sluice_cost_nano_usd_total{basis=\"reported\",policy=\"balanced\",route=\"shadow\"", " 40");
         check("sluice_remote_up{model=\"openai/large\"}", " 0");
         check("sluice_policy_reload_failed", " 1");
         check("sluice_ledger_backlog_bytes", " 9");

@@ -104,9 +104,16 @@ pub const RULE_ERRORS: Metric = Metric {
 pub const BUDGET_USED: Metric =
     Metric { name: "sluice.budget.used", unit: "", what: "Share of a budget's limit that is spent or held" };
 
+/// Shadow runs by policy, side that was asked, and what became of them.
+pub const SHADOW_RUNS: Metric = Metric {
+    name: "sluice.shadow.runs",
+    unit: "",
+    what: "Shadow runs by policy, side that was asked, and what became of them",
+};
+
 /// All of them: a test sees that each one is exposed.
 #[cfg(test)]
-pub const ALL: [&Metric; 25] = [
+pub const ALL: [&Metric; 26] = [
     &CLIENT_DURATION,
     &CLIENT_TOKENS,
     &CLIENT_FIRST_CHUNK,
@@ -132,6 +139,7 @@ pub const ALL: [&Metric; 25] = [
     &POLICY_CERTIFIED,
     &RULE_ERRORS,
     &BUDGET_USED,
+    &SHADOW_RUNS,
 ];
 
 /// Attribute names of the GenAI conventions.

@@ -80,7 +80,7 @@ async fn all_entries(client: &mut Client) -> Vec<v1::Entry> {
 async fn nothing_is_lost_by_twenty_kills() {
     let folder = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
-    let simulator = simulator(&stop).await;
+    let simulator = simulator(&stop, &[]).await;
     simulator.always([Fault::DelayTokens(Duration::from_millis(2))]);
     for round in 0..ROUNDS {
         let gateway = Gateway::start(folder.path(), &simulator);

@@ -13,5 +13,6 @@ mod otlp;
 mod path;
 mod port;
 mod replay;
+mod shadow;
 mod start;
 mod support;

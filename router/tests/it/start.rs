@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 async fn refused(change: impl FnOnce(&mut Settings, &std::path::Path), words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
-    let simulator = simulator(&stop).await;
+    let simulator = simulator(&stop, &[]).await;
     let mut settings = settings(&folder, &simulator);
     change(&mut settings, folder.path());
     let error = match App::start(settings).await {

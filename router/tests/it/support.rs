@@ -33,18 +33,24 @@ pub fn settings(folder: &tempfile::TempDir, simulator: &Simulator) -> Settings {
     settings
 }
 
-/// A simulator that answers at once.
-pub async fn simulator(stop: &CancellationToken) -> Simulator {
-    let config = SimulatorConfig { prices: shipped_prices().unwrap(), ..SimulatorConfig::default() };
+/// A simulator that answers at once, with these answers where it is asked these questions.
+pub async fn simulator(stop: &CancellationToken, answers: &[(&str, &str)]) -> Simulator {
+    let answers = answers.iter().map(|(question, answer)| ((*question).to_owned(), (*answer).to_owned())).collect();
+    let config = SimulatorConfig { prices: shipped_prices().unwrap(), answers, ..SimulatorConfig::default() };
     Simulator::start(config, &TaskTracker::new(), stop.clone()).await.unwrap()
 }
 
 impl House {
     /// Builds one with changed settings.
     pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::knowing(&[], change).await
+    }
+
+    /// Builds one whose large model knows these answers.
+    pub async fn knowing(answers: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let stop = CancellationToken::new();
-        let simulator = simulator(&stop).await;
+        let simulator = simulator(&stop, answers).await;
         let mut settings = settings(&folder, &simulator);
         change(&mut settings);
         let pem = settings.tls.as_ref().map(|tls| std::fs::read_to_string(&tls.certificate).unwrap());

@@ -43,6 +43,8 @@ pub(super) fn total<'a>(summaries: impl Iterator<Item = &'a Summary>) -> Summary
         sum.baseline += summary.baseline;
         sum.saved += summary.saved;
         sum.cpu_seconds += summary.cpu_seconds;
+        sum.shadow_runs += summary.shadow_runs;
+        sum.shadow_cost += summary.shadow_cost;
         sum.latency.merge(&summary.latency);
     }
     sum
@@ -63,6 +65,8 @@ pub(super) fn figures(summary: &Summary) -> Value {
         "baseline_nano_usd": summary.baseline.nanos().to_string(),
         "saved_nano_usd": summary.saved.nanos().to_string(),
         "cpu_seconds": summary.cpu_seconds,
+        "shadow_runs": summary.shadow_runs,
+        "shadow_nano_usd": summary.shadow_cost.nanos().to_string(),
         "p50_ms": summary.latency.quantile(0.5),
         "p99_ms": summary.latency.quantile(0.99),
     })
@@ -113,6 +117,7 @@ pub(super) fn story(story: &Story) -> Value {
         "output_tokens": entry.usage.output_tokens,
         "cpu_seconds": entry.cpu_seconds,
         "finish_reason": entry.finish_reason.map(|reason| reason.as_str()).unwrap_or_default(),
+        "shadow_of": entry.shadow_of.map(|id| id.to_string()).unwrap_or_default(),
         "cached_from": entry.cached_from.map(|id| id.to_string()).unwrap_or_default(),
         "labels": entry.labels,
         "attempts": story.attempts.iter().map(attempt).collect::<Vec<_>>(),

@@ -136,6 +136,8 @@ fn row(row: &SummaryRow) -> v1::SummaryRow {
         latency_p50_ms: summary.latency.quantile(0.5),
         latency_p90_ms: summary.latency.quantile(0.9),
         latency_p99_ms: summary.latency.quantile(0.99),
+        shadow_runs: count(summary.shadow_runs),
+        shadow_nano_usd: summary.shadow_cost.nanos(),
     }
 }
 

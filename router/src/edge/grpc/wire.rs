@@ -207,6 +207,7 @@ pub fn entry(story: &Story) -> v1::Entry {
         error: entry.error.clone(),
         cached_from: entry.cached_from.map(|id| id.to_string()).unwrap_or_default(),
         baseline_method: entry.baseline_method.clone(),
+        shadow_of: entry.shadow_of.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

@@ -35,6 +35,10 @@ pub fn find(policy: &Policy, root: &Section<'_, '_>, problems: &mut Problems<'_>
         let message = "there is nothing to explore: only one side can serve";
         problems.add(root.span_in("exploration", "share"), "exploration.share", message, "leave it out");
     }
+    if policy.shadow.is_some() && (never_local || never_remote || policy.placement != Placement::Auto) {
+        let message = "there is nothing to compare: a score never decides between the two sides";
+        problems.add(root.span_of("shadow"), "shadow", message, "leave it out");
+    }
     if let (Some(daily), Some(monthly)) = (policy.budget.daily, policy.budget.monthly)
         && daily > monthly
     {

@@ -1,0 +1,299 @@
+//! Shadow runs: beside a sampled share of the requests that a score decides, the other side is asked the same, and the two
+//! answers are compared. Nobody sees the second answer; what stays is an outcome and, where money was spent, a ledger entry
+//! of its own that says beside which entry it ran.
+//!
+//! A request that must stay local, one whose tenant keeps no record, and one that a rule, a placement or a failure decided
+//! has no shadow: the first two must not, the others say nothing about the score.
+
+use super::Admitted;
+use super::attempt::{AttemptEnd, attempt};
+use super::run::Run;
+use crate::domain::{
+    EntryStatus, Limits, Message, ModelId, Placement, Reason, ReasonCode, RecordLevel, RequestId, Role, Route, Score,
+};
+use crate::evidence::grading::{Comparison, Grader, judged, sampled};
+use crate::evidence::outcome::OutcomeSource;
+use crate::ledger::{GradedOutcome, ShadowOf};
+use crate::policy::live::{Compare, Shadow};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tracing::Instrument as _;
+
+/// Shadow runs that may be under way at once; a request that finds no place has none.
+pub const AT_ONCE: usize = 4;
+
+/// Longest time of each call of a shadow run.
+const WITHIN: Duration = Duration::from_secs(120);
+
+/// Most tokens of a judge's reply.
+const JUDGE_TOKENS: u32 = 512;
+
+/// Largest relative difference of equal numbers.
+const TOLERANCE: f64 = 1e-6;
+
+/// A shadow run that will be made.
+struct Plan {
+    shadow: Shadow,
+    /// The side that is asked now.
+    asked: ModelId,
+    small: ModelId,
+    large: ModelId,
+    /// Whether the small model's answer was shown.
+    local: bool,
+    score: Option<(f64, String)>,
+    /// The answer that was shown.
+    shown: String,
+    question: String,
+    served: RequestId,
+}
+
+/// What two answers are worth.
+struct Grades {
+    small: f64,
+    large: f64,
+    by: OutcomeSource,
+}
+
+/// How a shadow run ended, as metrics count it.
+enum Ended {
+    Graded,
+    /// The judge gave no verdict.
+    Undecided,
+    /// The budget of shadow runs, or the tenant's, has no room.
+    Budget,
+    Failed,
+}
+
+impl Ended {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Graded => "graded",
+            Self::Undecided => "undecided",
+            Self::Budget => "budget",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Starts a shadow run beside a request that was served, if it is among the sampled ones and nothing forbids it.
+pub(super) fn beside(run: &Run) {
+    let Some(plan) = Plan::of(run) else { return };
+    let gateway = Arc::clone(&run.gateway);
+    let (name, asked) =
+        (run.admitted.policy.reference.name.clone(), if plan.local { Route::Remote } else { Route::Local });
+    let idle = gateway.backends.get(&plan.asked).is_some_and(|backend| backend.is_idle());
+    let permit = Arc::clone(&gateway.shadows).try_acquire_owned().ok().filter(|_| idle);
+    let Some(permit) = permit else { return gateway.metrics.shadow_run(&name, asked, "busy") };
+    let (second, heard) = second_run(run, &plan);
+    let stopping = gateway.stopping.clone();
+    let tracker = gateway.tracker.clone();
+    let span = tracing::info_span!("shadow", of = %plan.served, model = %plan.asked);
+    tracker.spawn(
+        async move {
+            let _permit = permit;
+            // A shutdown hangs up on it: what it used is booked like any call that was hung up on.
+            let heard = async move {
+                let mut heard = heard;
+                stopping.run_until_cancelled(async { while heard.recv().await.is_some() {} }).await;
+            };
+            let (ended, ()) = tokio::join!(second.compare(plan), heard);
+            gateway.metrics.shadow_run(&name, asked, ended.as_str());
+        }
+        .instrument(span),
+    );
+}
+
+impl Plan {
+    fn of(run: &Run) -> Option<Self> {
+        let admitted = &run.admitted;
+        let shadow = admitted.policy.shadow.as_ref()?;
+        let request = &admitted.request;
+        let level = run.gateway.records.get(&request.tenant).copied().unwrap_or_default();
+        let free = admitted.constraints.placement == Placement::Auto && admitted.constraints.model.is_none();
+        if level == RecordLevel::None || !free || run.shadow.is_some() || !by_score(run.decision.reason.code) {
+            return None;
+        }
+        if !run.judge_is_permitted(&shadow.compare) || !sampled(&request.id.to_string(), shadow.share) {
+            return None;
+        }
+        let served = run.decision.model.clone();
+        let local = run.route_of(&served) == Route::Local;
+        let candidates = || run.decision.candidates.iter().filter(|candidate| candidate.excluded_by.is_none());
+        let score = |model: &ModelId| candidates().find(|c| c.model == *model).and_then(|c| c.score);
+        let (small, large) = if local {
+            (served.clone(), candidates().find(|candidate| candidate.route == Route::Remote)?.model.clone())
+        } else {
+            let smalls = candidates().filter(|candidate| candidate.route == Route::Local);
+            let best = smalls.reduce(|best, next| if next.score > best.score { next } else { best })?;
+            (best.model.clone(), served.clone())
+        };
+        let asked = admitted.messages.iter().rev().find(|message| message.role == Role::User);
+        let version = &run.decision.scorer_version;
+        Some(Self {
+            shadow: shadow.clone(),
+            asked: if local { large.clone() } else { small.clone() },
+            score: score(&small).map(|score: Score| (score.get(), version.clone())),
+            small,
+            large,
+            local,
+            shown: run.answer.clone(),
+            question: asked.map(Message::content).unwrap_or_default(),
+            served: request.id,
+        })
+    }
+}
+
+/// Whether the route came of a score or of the draft that was judged.
+fn by_score(code: ReasonCode) -> bool {
+    matches!(
+        code,
+        ReasonCode::ScoreAboveThreshold
+            | ReasonCode::ScoreBelowThreshold
+            | ReasonCode::NoCertificate
+            | ReasonCode::Breach
+            | ReasonCode::NoScore
+            | ReasonCode::Explored
+            | ReasonCode::DraftAccepted
+            | ReasonCode::DraftRejected
+            | ReasonCode::Declined
+    )
+}
+
+/// The run that asks the other side, and what must be drained while it does.
+fn second_run(run: &Run, plan: &Plan) -> (Run, mpsc::Receiver<Result<super::ReplyEvent, super::GatewayError>>) {
+    let (events, heard) = mpsc::channel(super::EVENT_QUEUE);
+    let first = &run.admitted;
+    let mut request = first.request.clone();
+    request.id = RequestId::fresh();
+    request.stream = false;
+    request.limits.logprobs = None;
+    let admitted = Admitted {
+        request,
+        messages: Arc::clone(&first.messages),
+        snapshot: Arc::clone(&first.snapshot),
+        policy: Arc::clone(&first.policy),
+        constraints: first.constraints.clone(),
+        received: Instant::now(),
+        received_at: jiff::Timestamp::now(),
+        cache_key: None,
+        _permit: None,
+    };
+    let mut decision = run.decision.clone();
+    decision.route = if plan.local { Route::Remote } else { Route::Local };
+    decision.model = plan.asked.clone();
+    decision.escalate_to = None;
+    decision.fallbacks = Vec::new();
+    decision.reason = Reason::new(ReasonCode::Shadow, format!("compared with the answer of entry {}", plan.served));
+    decision.propensity = plan.shadow.share;
+    let mut second = Run::new(Arc::clone(&run.gateway), admitted, decision, events);
+    second.recording = None;
+    second.shadow = Some(ShadowOf { entry: plan.served, policy: first.policy.reference.name.clone() });
+    (second, heard)
+}
+
+impl Run {
+    /// Whether the request may be shown to whoever compares: residency binds a judge as it binds a model that serves.
+    fn judge_is_permitted(&self, compare: &Compare) -> bool {
+        let Compare::Judge(judge) = compare else { return true };
+        let judge = self.admitted.snapshot.catalog().get(judge);
+        judge.is_some_and(|judge| self.admitted.constraints.residency.permits(judge.region.as_deref()))
+    }
+
+    /// Asks the other side, compares, and books; the run's events end with it.
+    async fn compare(mut self, plan: Plan) -> Ended {
+        let (grades, ended) = self.graded(&plan).await;
+        let status = match (&ended, &grades) {
+            (Ended::Graded | Ended::Undecided, _) => EntryStatus::Ok,
+            (Ended::Budget, _) => EntryStatus::Refused,
+            (Ended::Failed, _) => EntryStatus::Failed,
+        };
+        if self.totals.attempts > 0 {
+            self.gateway.record(&self, status, None, None);
+        }
+        if let Some(grades) = grades {
+            self.keep(&plan, &grades);
+        }
+        ended
+    }
+
+    async fn graded(&mut self, plan: &Plan) -> (Option<Grades>, Ended) {
+        let other = match self.ask(&plan.asked).await {
+            Ok(Some(other)) => other,
+            // Whoever declines is not as good: the other answer is what the caller would get.
+            Ok(None) => return (Some(Grades { small: 0.0, large: 1.0, by: OutcomeSource::Metric }), Ended::Graded),
+            Err(ended) => return (None, ended),
+        };
+        let (small, large) = if plan.local { (&plan.shown, &other) } else { (&other, &plan.shown) };
+        let grader = match &plan.shadow.compare {
+            Compare::Exact => Grader::Exact,
+            Compare::Numeric => Grader::Numeric { tolerance: TOLERANCE },
+            Compare::Json => Grader::Json,
+            Compare::Judge(judge) => return self.judged(judge, &plan.question, small, large).await,
+        };
+        match grader.grade(small, large) {
+            Ok(grade) => (Some(Grades { small: grade, large: 1.0, by: OutcomeSource::Metric }), Ended::Graded),
+            Err(_) => (None, Ended::Undecided),
+        }
+    }
+
+    /// Two answers before the judge, in both orders; equal ones are a tie without asking.
+    async fn judged(&mut self, judge: &ModelId, question: &str, small: &str, large: &str) -> (Option<Grades>, Ended) {
+        if Grader::Exact.grade(small, large) == Ok(1.0) {
+            return (Some(Grades { small: 0.5, large: 0.5, by: OutcomeSource::Judge }), Ended::Graded);
+        }
+        let mut replies = Vec::new();
+        for prompt in (Comparison { question, small, large }).prompts() {
+            let messages = vec![Message::text(Role::User, prompt)];
+            self.admitted.messages = messages.clone().into();
+            self.admitted.request.messages = messages;
+            self.admitted.request.limits =
+                Limits { temperature: Some(0.0), max_tokens: Some(JUDGE_TOKENS), ..Limits::default() };
+            match self.ask(judge).await {
+                Ok(reply) => replies.extend(reply),
+                Err(ended) => return (None, ended),
+            }
+        }
+        let verdict = match replies.as_slice() {
+            [first, second] => judged([first, second]),
+            _ => None,
+        };
+        match verdict {
+            Some((small, large)) => (Some(Grades { small, large, by: OutcomeSource::Judge }), Ended::Graded),
+            None => (None, Ended::Undecided),
+        }
+    }
+
+    /// One call; `None` if the model declined.
+    async fn ask(&mut self, model: &ModelId) -> Result<Option<String>, Ended> {
+        self.answer.clear();
+        self.shown = false;
+        self.admitted.request.deadline = Some(Instant::now() + WITHIN);
+        match attempt(self, model, 1).await {
+            AttemptEnd::Complete(_) => Ok(Some(std::mem::take(&mut self.answer))),
+            AttemptEnd::Declined => Ok(None),
+            AttemptEnd::BudgetExhausted(_) => Err(Ended::Budget),
+            _ => Err(Ended::Failed),
+        }
+    }
+
+    fn keep(&self, plan: &Plan, grades: &Grades) {
+        let outcome = GradedOutcome {
+            entry: plan.served,
+            tenant: self.admitted.request.tenant.clone(),
+            at: jiff::Timestamp::now(),
+            policy: (self.admitted.policy.reference.name.clone(), self.admitted.policy.reference.hash.clone()),
+            small: plan.small.clone(),
+            large: plan.large.clone(),
+            small_quality: grades.small,
+            large_quality: grades.large,
+            graded_by: grades.by,
+            sampling_probability: plan.shadow.share,
+            score: plan.score.clone(),
+            local: plan.local,
+        };
+        if let Err(error) = self.gateway.ledger.outcome(&outcome) {
+            tracing::error!(%error, entry = %plan.served, "an outcome could not be journalled");
+        }
+    }
+}
