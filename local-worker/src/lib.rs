@@ -1,5 +1,6 @@
 //! Small language models, in process.
 mod kernels;
+pub mod embed;
 pub mod model;
 pub mod tokenizer;
 pub mod template;

@@ -192,6 +192,15 @@ leveled! {
 }
 
 leveled! {
+    /// `sum += scale · bytes`, the bytes being integers within ±127; as many as the shorter one has.
+    pub fn add_scaled_bytes(sum: &mut [f32], bytes: &[u8], scale: f32) {
+        for (sum, byte) in sum.iter_mut().zip(bytes) {
+            *sum += scale * f32::from(*byte as i8);
+        }
+    }
+}
+
+leveled! {
     /// `out = gate · sigmoid(gate) · up`, all of one length.
     pub fn silu_multiply(gate: &[f32], up: &[f32], out: &mut [f32]) {
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
@@ -294,7 +303,7 @@ fn sum(x: &[f32]) -> f32 {
 
 /// The scalar product.
 #[inline(always)]
-pub(super) fn sum_products(x: &[f32], y: &[f32]) -> f32 {
+pub fn sum_products(x: &[f32], y: &[f32]) -> f32 {
     let mut total = [0.0f32; TILE];
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<TILE>(), y.as_chunks::<TILE>());
     for (x, y) in x.iter().zip(y) {
@@ -365,6 +374,10 @@ mod tests {
             let exact =
                 |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
             (0..40).for_each(|i| near(out[i], exact(wide[i])));
+            let bytes: Vec<u8> = (0..40).map(|i| (i * 6 - 120) as i8 as u8).collect();
+            let mut sum = x.clone();
+            add_scaled_bytes(level, &mut sum, &bytes, 0.25);
+            (0..40).for_each(|i| near(sum[i], wide[i] + 0.25 * f64::from(i as i32 * 6 - 120)));
             let mut capped = x.clone();
             soft_cap(level, &mut capped, 2.0);
             (0..40).for_each(|i| near(capped[i], 2.0 * (wide[i] / 2.0).tanh()));

@@ -1,0 +1,141 @@
+//! Sentence vectors: text becomes a vector of length one, and texts that mean the same lie near each other. For the nearest
+//! recorded prompts of a scorer, for answers kept by meaning, and for clients.
+//!
+//! [`StaticEmbedder`] looks words up in a table and adds them (Model2Vec, Tulkens and van Dongen 2024): microseconds a text,
+//! no arithmetic but sums, blind to the order of words. Knows text, nothing of who asks or what a score is used for.
+
+mod table;
+mod wordpiece;
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use table::Table;
+
+use crate::kernels::sum_products;
+
+/// The table compiled into this crate.
+const SLUICE_EMBED: &[u8] = include_bytes!("../models/sluice-embed-v0.vectors");
+
+/// Why there are no sentence vectors.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// The file can't be read.
+    #[error("{file}: {source}")]
+    Io {
+        /// Its path.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another kind of file.
+    #[error("{file}: not a table of word vectors: it does not start with SLVECS and version 1")]
+    Magic {
+        /// Its path.
+        file: String,
+    },
+    /// The file ends early or has bytes too many.
+    #[error("{file}: has {found} bytes where {expected} were expected; fetch or make it again")]
+    Length {
+        /// Its path.
+        file: String,
+        /// Bytes there should be, as far as is known.
+        expected: u64,
+        /// Bytes there are.
+        found: u64,
+    },
+    /// The content is not what was written.
+    #[error("{file}: is damaged: its hash does not match; fetch or make it again")]
+    Hash {
+        /// Its path.
+        file: String,
+    },
+    /// The content says what can't be.
+    #[error("{file}: {problem}")]
+    Content {
+        /// Its path.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Vectors of texts as sums of the vectors of their words.
+#[derive(Debug)]
+pub struct StaticEmbedder {
+    table: Table,
+}
+
+impl StaticEmbedder {
+    /// The table compiled into this crate: English, 256 dimensions; see its card, `models/sluice-embed-v0.md`. Takes a few
+    /// milliseconds, most of them for the hash.
+    ///
+    /// # Errors
+    /// None that a build which passed its tests can meet.
+    pub fn bundled() -> Result<Self, EmbedError> {
+        Ok(Self { table: Table::read("sluice-embed-v0.vectors", Cow::Borrowed(SLUICE_EMBED))? })
+    }
+
+    /// A table of one's own, as the recipe of the bundled one writes it.
+    ///
+    /// # Errors
+    /// The file can't be read, is cut off or damaged, or is none.
+    pub fn from_file(path: &Path) -> Result<Self, EmbedError> {
+        let file = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|source| EmbedError::Io { file: file.clone(), source })?;
+        Ok(Self { table: Table::read(&file, Cow::Owned(bytes))? })
+    }
+
+    /// Numbers in a vector.
+    pub fn dims(&self) -> usize {
+        self.table.dims()
+    }
+
+    /// The table's name.
+    pub fn name(&self) -> &str {
+        self.table.name()
+    }
+
+    /// First digits of the hash of the table's file: tables of one version give equal vectors.
+    pub fn version(&self) -> &str {
+        self.table.version()
+    }
+
+    /// Writes the vector of a text, of length one, and returns of how many known tokens it is made. A text without any (empty,
+    /// or in a script the table does not have) gives zeros, which are near nothing.
+    ///
+    /// `out` is usually [`StaticEmbedder::dims`] long. A shorter one gets the leading components, which tell most, at length one
+    /// again; of a longer one the rest is zero. Takes time in proportion to the text and no memory for what is plain ASCII.
+    pub fn embed(&self, text: &str, out: &mut [f32]) -> usize {
+        out.fill(0.0);
+        let mut known = 0;
+        self.table.words().pieces(text, |piece| {
+            if let Some(piece) = piece {
+                self.table.add_row(piece, out);
+                known += 1;
+            }
+        });
+        normalize(out);
+        known
+    }
+}
+
+/// Brings a vector to length one; one of length zero, or not of finite numbers, becomes zeros.
+fn normalize(vector: &mut [f32]) {
+    let length = similarity(vector, vector).sqrt();
+    if length > 0.0 && length.is_finite() {
+        vector.iter_mut().for_each(|value| *value /= length);
+    } else {
+        vector.fill(0.0);
+    }
+}
+
+/// Cosine of two vectors of length one, within ±1 but for rounding: the sum of products, in lanes that compilers make vector
+/// code of. Of vectors of different lengths the shorter one counts.
+pub fn similarity(left: &[f32], right: &[f32]) -> f32 {
+    let count = left.len().min(right.len());
+    sum_products(&left[..count], &right[..count])
+}
+
+#[cfg(test)]
+mod tests;
