@@ -41,7 +41,9 @@ for block in re.split(r"\n\s+- alert: ", rules)[1:]:
 labels = {"gen_ai_request_model", "gen_ai_response_model", "gen_ai_provider_name", "gen_ai_token_type"}
 named = {(where, name) for where, expression in expressions
          for name in re.findall(r"\b(?:sluice|gen_ai)_[a-z_]+", expression) if name not in labels}
-missing = [f"{where} names {name}, which the gateway does not expose" for where, name in sorted(named) if name not in exposed]
+# These come with the first shadow run and the first graded request, which a demo has none of.
+later = {"sluice_shadow_runs_total", "sluice_live_calibration_error"}
+missing = [f"{where} names {name}, which the gateway does not expose" for where, name in sorted(named) if name not in exposed | later]
 print(f"{len(expressions)} expressions name {len({name for _, name in named})} metrics, {len(missing)} uses are of missing ones")
 print("\n".join(missing), end="\n" if missing else "")
 plain = [(w, e.replace("$__rate_interval", "1m").replace("$__range", "1h").replace('"$instance"', '".*"').replace('"$tenant"', '".*"')) for w, e in expressions]

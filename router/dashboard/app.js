@@ -52,7 +52,8 @@ function overview(summary, page, policies) {
       element("section", { class: "half" }, element("h2", {}, "Spent and saved"), moneyChart(summary)),
       element("section", { class: "whole" }, element("h2", {}, "Latest decisions"), decisions(page)),
       element("section", { class: "half" }, element("h2", {}, "Budgets"), budgets(summary.budgets)),
-      element("section", { class: "half" }, element("h2", {}, "Policies"), policyTable(policies.policies))),
+      element("section", { class: "half" }, element("h2", {}, "Policies"), policyTable(policies.policies)),
+      liveSection(policies.policies)),
   ];
 }
 
@@ -256,7 +257,8 @@ function decisions(page) {
   }
   const header = ["Time", "Route", "Model", "Why", "Score", "Latency", "Cost"];
   const numeric = new Set(["Latency", "Cost"]);
-  const rows = page.entries.map((entry) => {
+  // Shadow runs served nobody.
+  const rows = page.entries.filter((entry) => entry.shadow_of === "").map((entry) => {
     const cost = nanos(entry.cost_nano_usd);
     const today = new Date(entry.received_ms).toDateString() === new Date().toDateString();
     return element("tr", {},
@@ -303,6 +305,31 @@ function policyTable(list) {
       cell("Policy", null, element("span", {}, element("b", { title: policy.description }, policy.name), policy.default ? element("span", { class: "soft" }, " default") : null)),
       cell("Local from", null, policy.threshold === null ? element("span", { class: "warn" }, "never: all remote") : score(policy.threshold)),
       cell("Certificate", "small", policy.certificate))))));
+}
+
+/** What graded requests say of the promises, where any were graded or looked at. */
+function liveSection(list) {
+  const rows = list.flatMap((policy) => policy.live.map((live) => ({ policy: policy.name, ...live })));
+  if (rows.length === 0) return null;
+  const share = (value) => `${(100 * value).toFixed(1)} %`;
+  const kept = (live) => live.kept === null ? "nothing graded yet" : `${share(live.kept.value)} [${share(live.kept.low)}, ${share(live.kept.high)}]`;
+  const most = (live) => live.shifts.reduce((a, b) => (a === null || b.shift > a.shift ? b : a), null);
+  const drift = (live) => most(live) === null ? "too few requests" : `${most(live).feature} ${most(live).shift.toFixed(2)}`;
+  const calibration = (live) => live.calibration_error === null ? "–" : `${live.calibration_error.toFixed(3)} of ${count(live.calibration_n)}`;
+  const header = ["Policy", "Graded", "Promised", "Kept [interval]", "Calibration error", "Largest shift", "Standing"];
+  return element("section", { class: "whole" }, element("h2", {}, "Live checks"),
+    element("div", { class: "scroll" }, element("table", { class: "cards" },
+      element("thead", {}, element("tr", {}, header.map((name) => element("th", { scope: "col" }, name)))),
+      element("tbody", {}, rows.map((live) => element("tr", {},
+        cell("Policy", null, element("b", {}, live.policy), element("span", { class: "soft small" }, ` ${live.small} / ${live.large}`)),
+        cell("Graded", null, count(live.graded)),
+        cell("Promised", null, `${share(live.promised)} at ${share(live.confidence)}`),
+        cell("Kept", null, kept(live)),
+        cell("Calibration", null, calibration(live)),
+        cell("Shift", null, element("span", { class: most(live)?.shift > live.shifted_from ? "warn" : null }, drift(live))),
+        cell("Standing", "small", live.breaches.length === 0 ? live.standing
+          : element("span", { class: "bad" }, `${live.standing}: ${live.breaches.map((breach) => breach.why).join("; ")}`))))))),
+    element("p", { class: "small soft" }, "Kept is the share of the large model's quality in graded requests, with an interval that holds at all times together. A breach ends with a new certificate."));
 }
 
 // One request's story

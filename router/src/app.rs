@@ -10,13 +10,15 @@ use crate::domain::{ModelId, TenantId};
 use crate::edge::auth::Keys;
 use crate::edge::grpc::Services;
 use crate::edge::{dashboard, http};
+use crate::evidence::drift::FEATURES;
 use crate::gateway::{Gateway, Parts};
+use crate::learn::{BreachOf, Live, LiveReport};
 use crate::ledger::{Ledger, LedgerOptions, Recovery};
 use crate::models::{LoadWhen, ModelState, Models, ModelsConfig, ModelsError};
-use crate::policy::{Registry, Snapshot};
+use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::{PairScorer, Scorers};
 use crate::settings::{Settings, TlsFiles};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Metrics, Telemetry};
 use anyhow::Context as _;
 use local_worker::model::hub::Hub;
 use local_worker::{Health, Worker, WorkerConfig};
@@ -31,6 +33,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Where live checks keep their state, in the data folder.
+const LIVE_STATE: &str = "live.json";
 /// How often gauges are brought up to date.
 const GAUGES_EVERY: Duration = Duration::from_secs(2);
 /// How long exporters may take to send what is left.
@@ -83,6 +87,7 @@ impl App {
         for (policy, at, amount) in &recovery.shadow_spent {
             shadow_budgets.add_spent(&TenantId::new(policy.as_str()), *at, *amount);
         }
+        let live = Arc::new(Live::open(Some(&settings.data_dir.join(LIVE_STATE)))?);
         let snapshot = registry.snapshot();
         let models = models(&settings, &background, &stopping)?;
         let backends = Arc::new(Backends::default());
@@ -104,6 +109,7 @@ impl App {
             residencies: settings.residencies.clone(),
             default_limits: BudgetLimits::default(),
             ledger: Arc::clone(&ledger),
+            live,
             metrics: metrics.clone(),
             retry: RetryPolicy { max_attempts, ..RetryPolicy::default() },
             max_concurrent: settings.max_concurrent,
@@ -184,6 +190,7 @@ impl App {
         if tokio::time::timeout(self.grace, self.requests.wait()).await.is_err() {
             tracing::warn!("requests were still under way at the end of `shutdown_grace`; the next start books them");
         }
+        self.services.gateway.live().save();
         self.closing.cancel();
         self.background.close();
         if tokio::time::timeout(self.grace.max(Duration::from_secs(5)), self.background.wait()).await.is_err() {
@@ -352,7 +359,7 @@ async fn watch_keys(keys: Arc<Keys>, interval: Duration, stop: CancellationToken
     }
 }
 
-async fn watch_gauges(services: Services, metrics: crate::telemetry::Metrics, stop: CancellationToken) {
+async fn watch_gauges(services: Services, metrics: Metrics, stop: CancellationToken) {
     loop {
         metrics.ledger_backlog(services.ledger.backlog_bytes());
         for (id, worker) in services.models.loaded() {
@@ -367,6 +374,7 @@ async fn watch_gauges(services: Services, metrics: crate::telemetry::Metrics, st
         for policy in services.registry.snapshot().policies() {
             let name = &policy.reference.name;
             metrics.policy_certified(name, policy.threshold().is_some());
+            show_live(services.gateway.live(), policy, &metrics);
             for (rule, restricting, other) in policy.rule_errors() {
                 metrics.rule_errors(name, rule, restricting + other);
             }
@@ -376,8 +384,36 @@ async fn watch_gauges(services: Services, metrics: crate::telemetry::Metrics, st
                 metrics.budget_used(tenant.as_str(), window, share);
             }
         }
+        services.gateway.live().save();
         if stop.run_until_cancelled(tokio::time::sleep(GAUGES_EVERY)).await.is_none() {
             return;
         }
+    }
+}
+
+/// The live checks of a policy as gauges; of several pairs the one that is worst off.
+fn show_live(live: &Live, policy: &Policy, metrics: &Metrics) {
+    let Some((promised, _)) = Live::promise(policy) else { return };
+    let reports = live.report(policy);
+    let name = &policy.reference.name;
+    metrics.live_quality(name, "promised", promised);
+    metrics.live_graded(name, reports.iter().map(|report| report.graded).sum());
+    let worst = reports.iter().filter_map(|report| report.kept).reduce(|a, b| if b.low < a.low { b } else { a });
+    if let Some(kept) = worst {
+        for (end, value) in [("kept", kept.value), ("low", kept.low), ("high", kept.high)] {
+            metrics.live_quality(name, end, value);
+        }
+    }
+    let errors = reports.iter().filter_map(|report| Some(report.calibration?.0));
+    if let Some(error) = errors.reduce(f64::max) {
+        metrics.live_calibration(name, error);
+    }
+    for feature in FEATURES {
+        let of = |report: &LiveReport| report.shifts.iter().find(|(name, _)| name == feature).map(|(_, shift)| *shift);
+        metrics.live_drift(name, feature, reports.iter().filter_map(of).fold(0.0, f64::max));
+    }
+    for of in BreachOf::ALL {
+        let breached = reports.iter().any(|report| report.breaches.iter().any(|(breach, _)| *breach == of));
+        metrics.live_breach(name, of.as_str(), breached);
     }
 }

@@ -24,7 +24,9 @@ use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
 use crate::latency::Latencies;
+use crate::learn::Live;
 use crate::ledger::Ledger;
+use crate::policy::live::Standing;
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::score::Scorers;
 use crate::telemetry::Metrics;
@@ -67,6 +69,8 @@ pub struct Parts {
     pub default_limits: BudgetLimits,
     /// Record of what happened.
     pub ledger: Arc<Ledger>,
+    /// Whether certificates still stand.
+    pub live: Arc<Live>,
     /// Metrics.
     pub metrics: Metrics,
     /// Which remote attempts are worth repeating, and when.
@@ -97,6 +101,7 @@ pub struct Gateway {
     latencies: Latencies,
     default_limits: BudgetLimits,
     ledger: Arc<Ledger>,
+    live: Arc<Live>,
     metrics: Metrics,
     retry: RetryPolicy,
     admission: Arc<Semaphore>,
@@ -136,6 +141,7 @@ impl Gateway {
             latencies: Latencies::default(),
             default_limits: parts.default_limits,
             ledger: parts.ledger,
+            live: parts.live,
             metrics: parts.metrics,
             retry: parts.retry,
             admission: Arc::new(Semaphore::new(parts.max_concurrent)),
@@ -202,10 +208,25 @@ impl Gateway {
         let decision = self.decide(&admitted).map_err(plain)?;
         Ok(Explanation {
             strongest: self.strongest(&admitted),
-            certificate: admitted.policy.certificate().describe(),
+            certificate: self.certificate_as_it_stands(&admitted.policy),
             constraints: admitted.constraints,
             decision,
         })
+    }
+
+    /// The state of a policy's certificate, with what live checks made of it.
+    pub fn certificate_as_it_stands(&self, policy: &Policy) -> String {
+        let certificate = policy.certificate().describe();
+        match self.live.standing(policy) {
+            Standing::Holds => certificate,
+            Standing::Tightened(by) => format!("{certificate}; live checks raised its threshold by {by:.3}"),
+            Standing::Withdrawn(why) => format!("withdrawn by live checks: {why}"),
+        }
+    }
+
+    /// The figures of live checks.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// The remote models and whether they can be called.

@@ -19,6 +19,7 @@ pub mod latency;
 pub mod cache;
 pub mod ledger;
 pub mod replay;
+pub mod learn;
 pub mod lab;
 pub mod gateway;
 pub mod settings;

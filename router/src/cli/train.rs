@@ -4,8 +4,9 @@ mod judge;
 
 use crate::catalog::Catalog;
 use crate::evidence::bound::Promise;
-use crate::evidence::certificate::Certificate;
-use crate::evidence::outcome::Outcomes;
+use crate::evidence::certificate::{ANY_LARGE, Certificate};
+use crate::evidence::drift::{Look, Reference};
+use crate::evidence::outcome::{Outcome, Outcomes};
 use crate::policy::{Objective, Policy};
 use crate::score::report::measure_latency;
 use crate::score::solve::{SolveFor, certify};
@@ -13,7 +14,7 @@ use crate::score::train::{TrainOptions, TrainedScorer, train};
 use crate::score::{Pair, PairScorer};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use local_worker::scorer::FitOptions;
+use local_worker::scorer::{FitOptions, Turn};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -86,8 +87,9 @@ fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     std::fs::write(&card_file, &card).with_context(|| format!("cannot write {}", card_file.display()))?;
     writeln!(out, "{card}")?;
     writeln!(out, "scorer {} in {}", trained.scorer.version(), arguments.out.display())?;
+    let reference = reference(&trained, &outcomes)?;
     for promise in promises {
-        solve(&promise, &trained, &outcomes.hash, out)?;
+        solve(&promise, &trained, (&outcomes.hash, reference.clone()), out)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -122,7 +124,24 @@ fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<Wanted>> {
     wanted.collect()
 }
 
-fn solve(wanted: &Wanted, trained: &TrainedScorer, evidence_hash: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+/// How the pair's prompts look to its scorer: what live checks hold later traffic against.
+fn reference(trained: &TrainedScorer, outcomes: &Outcomes) -> anyhow::Result<Option<Reference>> {
+    let pair = trained.scorer.pair();
+    let of_pair = |row: &&Outcome| row.small == pair.small && (pair.large == ANY_LARGE || row.large == pair.large);
+    let look = |row: &Outcome| {
+        let score = trained.scorer.score_turns(&[Turn::user(&row.prompt)])?;
+        Ok(Look::of(Some(score.get()), [row.prompt.as_str()]))
+    };
+    let looks = outcomes.rows.iter().filter(of_pair).map(look).collect::<anyhow::Result<Vec<Look>>>()?;
+    Ok(Reference::of(&looks))
+}
+
+fn solve(
+    wanted: &Wanted,
+    trained: &TrainedScorer,
+    (evidence_hash, reference): (&str, Option<Reference>),
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let solve_for = SolveFor {
         policy: wanted.name.clone(),
         policy_hash: wanted.hash.clone(),
@@ -131,7 +150,7 @@ fn solve(wanted: &Wanted, trained: &TrainedScorer, evidence_hash: &str, out: &mu
         date: today()?,
     };
     let scorer: &PairScorer = &trained.scorer;
-    let certificate = certify(scorer, &trained.evidence, &solve_for)?;
+    let certificate = Certificate { reference, ..certify(scorer, &trained.evidence, &solve_for)? };
     let file = wanted.file.with_extension("solved.toml");
     std::fs::write(&file, certificate.to_toml()?).with_context(|| format!("cannot write {}", file.display()))?;
     writeln!(out, "{}", told(&certificate))?;
@@ -218,6 +237,7 @@ mod tests {
         let certificate = Certificate::parse(&solved).unwrap();
         assert_eq!(certificate.check(&Policy::hash(policy), scorer.version()), Ok(()));
         assert!((0.4..0.6).contains(&certificate.local_share), "{certificate:?}");
+        assert_eq!(certificate.reference.unwrap().n, 600, "live checks know what it was solved on");
     }
 
     #[test]

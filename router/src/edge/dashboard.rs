@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use rust_embed::RustEmbed;
 use serde_json::{Value, json};
-use shape::{budget, figures, groups, row, story, total};
+use shape::{budget, figures, groups, live, row, story, total};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,8 +201,9 @@ async fn policies(State(services): State<Services>, headers: HeaderMap) -> Respo
                 "name": policy.reference.name,
                 "description": policy.description,
                 "hash": policy.reference.hash,
-                "certificate": policy.certificate().describe(),
-                "threshold": policy.threshold(),
+                "certificate": services.gateway.certificate_as_it_stands(policy),
+                "threshold": services.gateway.live().standing(policy).applied(policy.threshold()),
+                "live": services.gateway.live().report(policy).iter().map(live).collect::<Vec<_>>(),
                 "default": policy.reference.name == snapshot.default_name(),
             })
         })

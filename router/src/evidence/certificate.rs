@@ -4,6 +4,7 @@
 //! policy as `NAME.solved.toml`. A certificate that is missing, unreadable or made for another policy, scorer or pair is worth
 //! nothing: the reader goes remote. This file knows the format and that check; it must not know how a threshold is solved.
 
+use super::drift::Reference;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -71,6 +72,8 @@ pub struct Certificate {
     pub method: Method,
     /// Day it was solved, `YYYY-MM-DD`.
     pub date: String,
+    /// How the requests looked that it was solved on, for live checks of drift.
+    pub reference: Option<Reference>,
 }
 
 /// What is wrong with the text of a certificate.
@@ -132,6 +135,8 @@ struct RawCertificate {
     needed: Option<u64>,
     method: String,
     date: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reference: Option<Reference>,
 }
 
 impl Certificate {
@@ -208,6 +213,7 @@ impl Certificate {
             needed: self.needed,
             method: self.method.name().to_owned(),
             date: self.date.clone(),
+            reference: self.reference.clone(),
         }
     }
 }
@@ -259,6 +265,10 @@ impl RawCertificate {
         if self.date.parse::<jiff::civil::Date>().is_err() {
             problems.push(format!("date {:?} is not of the form 2026-01-31", self.date));
         }
+        if self.reference.as_ref().is_some_and(|reference| !reference.is_sound()) {
+            problems
+                .push("reference: shares of bins do not add up, edges do not rise, or a feature is unknown".to_owned());
+        }
         problems
     }
 
@@ -279,12 +289,14 @@ impl RawCertificate {
             needed: self.needed,
             method,
             date: self.date,
+            reference: self.reference,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::drift::Look;
     use super::*;
 
     fn certificate(threshold: Option<f64>) -> Certificate {
@@ -304,13 +316,15 @@ mod tests {
             needed: threshold.is_none().then_some(300),
             method: Method::ExactBinomial,
             date: "2026-11-23".to_owned(),
+            reference: None,
         }
     }
 
     #[test]
     fn reads_back_what_it_writes() {
-        for threshold in [Some(0.62), None] {
-            let certificate = certificate(threshold);
+        let looks = [Look::of(Some(0.4), ["is it so?"]), Look::of(None, ["say 12\nand more"])];
+        for (threshold, reference) in [(Some(0.62), None), (None, Reference::of(&looks))] {
+            let certificate = Certificate { reference, ..certificate(threshold) };
             let text = certificate.to_toml().unwrap();
             assert_eq!(Certificate::parse(&text).unwrap(), certificate);
         }

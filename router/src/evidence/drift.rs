@@ -22,10 +22,13 @@ pub const FEATURES: [&str; 6] = ["score", "bytes", "lines", "word_length", "digi
 pub struct Look {
     /// The score that the small model was given, in `[0, 1]`, if any.
     pub score: Option<f64>,
-    /// Bytes, lines, mean length of a word in characters, and the shares of digits and of characters that are neither
-    /// letters, digits nor white space.
+    /// Bytes of all texts; of the first [`READ`] characters the lines, the mean length of a word, and the shares of digits
+    /// and of characters that are neither letters, digits nor white space.
     shape: [f64; 5],
 }
+
+/// Characters of a request that are looked at: long ones must not cost more.
+const READ: usize = 4_096;
 
 impl Look {
     /// The look of texts that make up one request.
@@ -34,10 +37,12 @@ impl Look {
         let (mut digits, mut symbols, mut characters) = (0_usize, 0_usize, 0_usize);
         for text in texts {
             bytes += text.len();
-            lines += text.lines().count();
             let mut within = false;
-            for character in text.chars() {
+            lines += usize::from(!text.is_empty() && characters < READ);
+            let read = text.trim_end_matches('\n').chars().take(READ.saturating_sub(characters));
+            for character in read {
                 characters += 1;
+                lines += usize::from(character == '\n');
                 let inside = !character.is_whitespace();
                 words += usize::from(inside && !within);
                 within = inside;

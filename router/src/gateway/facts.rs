@@ -67,6 +67,7 @@ impl Gateway {
             stream: admitted.request.stream,
             went_remote: self.went_remote(admitted),
             budget_left: self.budget_left(admitted),
+            standing: self.live.standing(policy),
             ..Facts::default()
         };
         policy.decide(&facts, &admitted.constraints).map_err(|refusal| self.refusal(admitted, refusal))

@@ -94,6 +94,7 @@ impl Run {
                 self.gateway.keep_answer(&self, &finish).await;
                 self.gateway.record(&self, EntryStatus::Ok, Some(finish.reason), None);
                 let _hung_up = self.events.send(Ok(ReplyEvent::Finished(Box::new(summary)))).await;
+                shadow::note_look(&self);
                 shadow::beside(&self);
             }
             Err(kind) => self.fail(kind).await,

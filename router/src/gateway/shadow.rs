@@ -9,12 +9,17 @@ use super::Admitted;
 use super::attempt::{AttemptEnd, attempt};
 use super::run::Run;
 use crate::domain::{
-    EntryStatus, Limits, Message, ModelId, Placement, Reason, ReasonCode, RecordLevel, RequestId, Role, Route, Score,
+    EntryStatus, Limits, Message, ModelId, Part, Placement, Reason, ReasonCode, RecordLevel, RequestId, Role, Route,
+    Score,
 };
+use crate::evidence::drift::Look;
 use crate::evidence::grading::{Comparison, Grader, judged, sampled};
 use crate::evidence::outcome::OutcomeSource;
+use crate::evidence::watch::Graded;
+use crate::learn::GradedRequest;
 use crate::ledger::{GradedOutcome, ShadowOf};
 use crate::policy::live::{Compare, Shadow};
+use crate::score::Pair;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -110,8 +115,7 @@ impl Plan {
         let shadow = admitted.policy.shadow.as_ref()?;
         let request = &admitted.request;
         let level = run.gateway.records.get(&request.tenant).copied().unwrap_or_default();
-        let free = admitted.constraints.placement == Placement::Auto && admitted.constraints.model.is_none();
-        if level == RecordLevel::None || !free || run.shadow.is_some() || !by_score(run.decision.reason.code) {
+        if level == RecordLevel::None || !is_by_score(run) {
             return None;
         }
         if !run.judge_is_permitted(&shadow.compare) || !sampled(&request.id.to_string(), shadow.share) {
@@ -144,10 +148,25 @@ impl Plan {
     }
 }
 
-/// Whether the route came of a score or of the draft that was judged.
-fn by_score(code: ReasonCode) -> bool {
-    matches!(
-        code,
+/// Tells live checks how a request looked that a score decided.
+pub(super) fn note_look(run: &Run) {
+    let Admitted { policy, messages, .. } = &run.admitted;
+    if !is_by_score(run) {
+        return;
+    }
+    let small = run.decision.candidates.iter().filter(|candidate| candidate.route == Route::Local);
+    let small = small.reduce(|best, next| if next.score > best.score { next } else { best });
+    let (Some(small), Some(large)) = (small, policy.large.first()) else { return };
+    let texts = messages.iter().flat_map(|message| message.parts.iter()).map(|Part::Text(text)| text.as_str());
+    let look = Look::of(small.score.map(Score::get), texts);
+    run.gateway.live.saw(policy, &Pair::new(small.model.as_str(), large.as_str()), look);
+}
+
+/// Whether the route came of a score, or of the draft that was judged, and could have been another.
+fn is_by_score(run: &Run) -> bool {
+    let free = run.admitted.constraints.placement == Placement::Auto && run.admitted.constraints.model.is_none();
+    let by_score = matches!(
+        run.decision.reason.code,
         ReasonCode::ScoreAboveThreshold
             | ReasonCode::ScoreBelowThreshold
             | ReasonCode::NoCertificate
@@ -157,7 +176,8 @@ fn by_score(code: ReasonCode) -> bool {
             | ReasonCode::DraftAccepted
             | ReasonCode::DraftRejected
             | ReasonCode::Declined
-    )
+    );
+    free && by_score && run.shadow.is_none()
 }
 
 /// The run that asks the other side, and what must be drained while it does.
@@ -295,5 +315,11 @@ impl Run {
         if let Err(error) = self.gateway.ledger.outcome(&outcome) {
             tracing::error!(%error, entry = %plan.served, "an outcome could not be journalled");
         }
+        let request = GradedRequest {
+            pair: Pair::new(plan.small.as_str(), plan.large.as_str()),
+            grades: Graded { small: grades.small, large: grades.large, local: plan.local },
+            score: plan.score.as_ref().map(|(score, _)| *score),
+        };
+        self.gateway.live.graded(&self.admitted.policy, &request);
     }
 }

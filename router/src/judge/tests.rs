@@ -44,6 +44,7 @@ fn certificate() -> Certificate {
         needed: None,
         method: Method::Betting,
         date: "2026-11-23".to_owned(),
+        reference: None,
     }
 }
 

@@ -293,6 +293,7 @@ fn certificate(policy: &Policy) -> Certificate {
         needed: None,
         method: crate::evidence::certificate::Method::Betting,
         date: "2026-01-01".to_owned(),
+        reference: None,
     }
 }
 

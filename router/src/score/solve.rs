@@ -57,5 +57,6 @@ pub fn certify_version(
         needed: solution.needed.map(outcomes),
         method: solution.method,
         date: solve_for.date.to_string(),
+        reference: None,
     })
 }

@@ -90,6 +90,11 @@ struct Instruments {
     certified: Gauge<u64>,
     budget_used: Gauge<f64>,
     shadow_runs: Counter<u64>,
+    live_graded: Gauge<u64>,
+    live_quality: Gauge<f64>,
+    live_calibration: Gauge<f64>,
+    live_drift: Gauge<f64>,
+    live_breach: Gauge<u64>,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -111,6 +116,8 @@ impl Metrics {
         };
         let gauge =
             |Metric { name, unit, what }: Metric| meter.u64_gauge(name).with_unit(unit).with_description(what).build();
+        let share =
+            |Metric { name, unit, what }: Metric| meter.f64_gauge(name).with_unit(unit).with_description(what).build();
         let Metric { name, unit, what } = names::CLIENT_TOKENS;
         let client_tokens = meter.u64_histogram(name).with_boundaries(names::TOKENS.to_vec());
         let client_tokens = client_tokens.with_unit(unit).with_description(what).build();
@@ -141,6 +148,11 @@ impl Metrics {
             certified: gauge(names::POLICY_CERTIFIED),
             budget_used: meter.f64_gauge(names::BUDGET_USED.name).with_description(names::BUDGET_USED.what).build(),
             shadow_runs: count(names::SHADOW_RUNS),
+            live_graded: gauge(names::LIVE_GRADED),
+            live_quality: share(names::LIVE_QUALITY),
+            live_calibration: share(names::LIVE_CALIBRATION),
+            live_drift: share(names::LIVE_DRIFT),
+            live_breach: gauge(names::LIVE_BREACH),
             tenants: Mutex::default(),
         }))
     }
@@ -244,6 +256,34 @@ impl Metrics {
             KeyValue::new("ended", ended),
         ];
         self.0.shadow_runs.add(1, &of);
+    }
+
+    /// Graded requests of a policy.
+    pub fn live_graded(&self, policy: &str, graded: u64) {
+        self.0.live_graded.record(graded, &[KeyValue::new("policy", policy.to_owned())]);
+    }
+
+    /// A share of quality: `promised`, `kept`, `low` or `high`.
+    pub fn live_quality(&self, policy: &str, end: &'static str, share: f64) {
+        let of = [KeyValue::new("policy", policy.to_owned()), KeyValue::new("end", end)];
+        self.0.live_quality.record(share, &of);
+    }
+
+    /// Calibration error of a policy's scores.
+    pub fn live_calibration(&self, policy: &str, error: f64) {
+        self.0.live_calibration.record(error, &[KeyValue::new("policy", policy.to_owned())]);
+    }
+
+    /// How far a feature of requests has shifted.
+    pub fn live_drift(&self, policy: &str, feature: &'static str, shift: f64) {
+        let of = [KeyValue::new("policy", policy.to_owned()), KeyValue::new("of", feature)];
+        self.0.live_drift.record(shift, &of);
+    }
+
+    /// Whether live checks of a policy gave way: of its `quality` or of `drift`.
+    pub fn live_breach(&self, policy: &str, of: &'static str, breached: bool) {
+        let labels = [KeyValue::new("policy", policy.to_owned()), KeyValue::new("of", of)];
+        self.0.live_breach.record(u64::from(breached), &labels);
     }
 
     /// Notes how long a decision took, from the request's arrival.
@@ -350,6 +390,11 @@ mod tests {
         metrics.policies(true);
         metrics.policy_certified("balanced", true);
         metrics.budget_used("acme", "day", 0.5);
+        metrics.live_graded("balanced", 12);
+        metrics.live_quality("balanced", "promised", 0.95);
+        metrics.live_calibration("balanced", 0.02);
+        metrics.live_drift("balanced", "bytes", 0.1);
+        metrics.live_breach("balanced", "quality", true);
         metrics.shadow_run("balanced", Route::Remote, "graded");
         metrics.shadow_spent("acme", "balanced", Cost { amount: NanoUsd::new(40), basis: CostBasis::Reported });
     }

@@ -111,9 +111,40 @@ pub const SHADOW_RUNS: Metric = Metric {
     what: "Shadow runs by policy, side that was asked, and what became of them",
 };
 
+/// Requests that shadow runs graded since a policy's certificate is in force.
+pub const LIVE_GRADED: Metric = Metric {
+    name: "sluice.live.graded",
+    unit: "",
+    what: "Requests that shadow runs graded since a policy's certificate is in force",
+};
+/// Share of the large model's quality: promised, kept, and the ends of the interval that holds at all times.
+pub const LIVE_QUALITY: Metric = Metric {
+    name: "sluice.live.quality_share",
+    unit: "",
+    what: "Share of the large model's quality: promised, kept, and the ends of the interval that holds at all times",
+};
+/// Debiased calibration error of scores against the latest graded requests.
+pub const LIVE_CALIBRATION: Metric = Metric {
+    name: "sluice.live.calibration_error",
+    unit: "",
+    what: "Debiased calibration error of scores against the latest graded requests",
+};
+/// Stability index of the latest requests against those that a certificate was solved on.
+pub const LIVE_DRIFT: Metric = Metric {
+    name: "sluice.live.drift",
+    unit: "",
+    what: "Stability index of the latest requests against those that a certificate was solved on",
+};
+/// 1 while live checks say that a policy's promise is broken or its requests have changed.
+pub const LIVE_BREACH: Metric = Metric {
+    name: "sluice.live.breach",
+    unit: "",
+    what: "1 while live checks say that a policy's promise is broken or its requests have changed",
+};
+
 /// All of them: a test sees that each one is exposed.
 #[cfg(test)]
-pub const ALL: [&Metric; 26] = [
+pub const ALL: [&Metric; 31] = [
     &CLIENT_DURATION,
     &CLIENT_TOKENS,
     &CLIENT_FIRST_CHUNK,
@@ -140,6 +171,11 @@ pub const ALL: [&Metric; 26] = [
     &RULE_ERRORS,
     &BUDGET_USED,
     &SHADOW_RUNS,
+    &LIVE_GRADED,
+    &LIVE_QUALITY,
+    &LIVE_CALIBRATION,
+    &LIVE_DRIFT,
+    &LIVE_BREACH,
 ];
 
 /// Attribute names of the GenAI conventions.

@@ -64,6 +64,7 @@ fn policies(threshold: Option<f64>) -> tempfile::TempDir {
         needed: None,
         method: Method::Betting,
         date: "2026-11-23".to_owned(),
+        reference: None,
     };
     std::fs::write(folder.path().join("judged.toml"), POLICY).unwrap();
     std::fs::write(folder.path().join("judged.judge.toml"), JudgeFile { judge, certificate }.to_toml().unwrap())

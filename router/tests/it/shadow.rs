@@ -2,9 +2,12 @@
 
 use crate::support::{House, complete, local};
 use router::domain::{NanoUsd, RecordLevel, RequestId, TenantId};
+use router::evidence::certificate::{Certificate, Method};
 use router::evidence::grading::sampled;
 use router::evidence::outcome::OutcomeSource;
 use router::ledger::{GradedOutcome, OutcomeFilter};
+use router::policy::Policy;
+use router::score::PairScorer;
 use router::settings::Settings;
 use sluice_proto::v1;
 use std::path::Path;
@@ -182,4 +185,95 @@ async fn what_must_stay_local_or_leaves_no_record_has_no_shadow() {
         assert!(outcomes(&house, 0).await.is_empty());
         house.close().await;
     }
+}
+
+/// A policy that keeps everything local by a certificate, and withdraws it when graded requests refute it.
+fn certified(evidence: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "name = \"watched\"\n[models]\nsmall = [\"sluice-nano\"]\nlarge = [\"openai/gpt-4.1-mini\"]\n[objective]\n\
+                goal = \"min-cost\"\nquality_target = 0.9\nconfidence = 0.9\n[shadow]\nshare = 1.0\ndaily = \"1 USD\"\n\
+                compare = \"exact\"\n[on_breach]\nquality = \"all-remote\"\n";
+    std::fs::write(folder.path().join("watched.toml"), text).unwrap();
+    certify(folder.path(), text, evidence);
+    folder
+}
+
+fn certify(folder: &Path, policy: &str, evidence: &str) {
+    let certificate = Certificate {
+        policy: "watched".to_owned(),
+        policy_hash: Policy::hash(policy),
+        scorer_version: PairScorer::bundled().unwrap().unwrap().version().to_owned(),
+        evidence_hash: evidence.to_owned(),
+        small: "sluice-nano".to_owned(),
+        large: "*".to_owned(),
+        threshold: Some(0.0),
+        n: 1_000,
+        bound: -0.01,
+        confidence: 0.9,
+        target: 0.9,
+        local_share: 1.0,
+        needed: None,
+        method: Method::Betting,
+        date: "2026-11-24".to_owned(),
+        reference: None,
+    };
+    std::fs::write(folder.join("watched.solved.toml"), certificate.to_toml().unwrap()).unwrap();
+}
+
+async fn decided(house: &House, number: usize) -> (v1::Route, String) {
+    let decision = ask(house, &question(number)).await.finished.unwrap().decision.unwrap();
+    (decision.route(), decision.reason.unwrap().code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_in_quality_withdraws_the_certificate_until_there_is_a_new_one() {
+    const GOOD: usize = 12;
+    let folder = certified("first");
+    let data = tempfile::tempdir().unwrap();
+    let change = |settings: &mut Settings| {
+        settings.data_dir = data.path().join("kept");
+        self::settings(folder.path(), RecordLevel::Features)(settings);
+    };
+    let questions: Vec<String> = (0..60).map(question).collect();
+    // Later the large model knows better than the small one.
+    let answer = |number: usize| if number < GOOD { "not spam" } else { "spam" };
+    let answers: Vec<(&str, &str)> =
+        questions.iter().enumerate().map(|(number, question)| (question.as_str(), answer(number))).collect();
+    let mut house = House::knowing(&answers, change).await;
+    let mut withdrawn_at = None;
+    for number in 0..60 {
+        let (route, code) = decided(&house, number).await;
+        if route == v1::Route::Remote {
+            assert_eq!(code, "quality_breach");
+            withdrawn_at = Some(number);
+            break;
+        }
+        assert_eq!(code, "score_above_threshold");
+        outcomes(&house, number + 1).await;
+        // The outcome is in the ledger a moment before the checks have it.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let withdrawn_at = withdrawn_at.expect("it was withdrawn");
+    assert!((GOOD + 2..GOOD + 25).contains(&withdrawn_at), "after {withdrawn_at}");
+    let explained = v1::ExplainRequest {
+        subject: Some(v1::explain_request::Subject::Ask(sluice_proto::client::ask(question(50)))),
+    };
+    let explained = house.client.gateway.explain(explained).await.unwrap().into_inner();
+    assert!(explained.certificate.starts_with("withdrawn by live checks: "), "{}", explained.certificate);
+    assert_eq!(explained.decision.unwrap().reason.unwrap().code, "quality_breach");
+    let page = reqwest::get(format!("{}/api/policies", house.app.url())).await.unwrap().text().await.unwrap();
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let live = &page["policies"][0]["live"][0];
+    assert_eq!((live["promised"].as_f64(), live["standing"].as_str()), (Some(0.9), Some("withdrawn")), "{page}");
+    assert!(live["breaches"][0]["why"].as_str().unwrap().contains("refute the promise"));
+    house.close().await;
+
+    // A restart brings nothing back; a new certificate does.
+    let house = House::knowing(&answers, change).await;
+    assert_eq!(decided(&house, 51).await, (v1::Route::Remote, "quality_breach".to_owned()));
+    let policy = std::fs::read_to_string(folder.path().join("watched.toml")).unwrap();
+    certify(folder.path(), &policy, "second");
+    assert!(house.app.services().registry.reload().unwrap());
+    assert_eq!(decided(&house, 1).await, (v1::Route::Local, "score_above_threshold".to_owned()));
+    drop(house);
 }

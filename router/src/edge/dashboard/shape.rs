@@ -2,7 +2,10 @@
 
 use crate::domain::{Candidate, Decision, NanoUsd, Score};
 use crate::edge::grpc::wire;
+use crate::evidence::drift::SHIFTED;
+use crate::learn::{BreachOf, LiveReport};
 use crate::ledger::{Attempt, Story, Summary, SummaryRow};
+use crate::policy::live::Standing;
 use serde_json::{Value, json};
 use sluice_proto::v1::BudgetStatus;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +84,31 @@ pub(super) fn budget(status: &BudgetStatus) -> Value {
         "spent_nano_usd": status.spent_nano_usd.to_string(),
         "held_nano_usd": status.held_nano_usd.to_string(),
         "resets_ms": status.resets_unix_ms,
+    })
+}
+
+/// The live checks of a policy and a pair of models.
+pub(super) fn live(report: &LiveReport) -> Value {
+    let standing = match &report.standing {
+        Standing::Holds => "holds",
+        Standing::Tightened(_) => "tightened",
+        Standing::Withdrawn(_) => "withdrawn",
+    };
+    let breach = |(of, why): &(BreachOf, String)| json!({ "of": of.as_str(), "why": why });
+    let shift = |(name, shift): &(String, f64)| json!({ "feature": name, "shift": shift });
+    json!({
+        "small": report.pair.small,
+        "large": report.pair.large,
+        "graded": report.graded,
+        "promised": report.promised.0,
+        "confidence": report.promised.1,
+        "kept": report.kept.map(|kept| json!({ "value": kept.value, "low": kept.low, "high": kept.high })),
+        "calibration_error": report.calibration.map(|(error, _)| error),
+        "calibration_n": report.calibration.map(|(_, n)| n),
+        "shifts": report.shifts.iter().map(shift).collect::<Vec<_>>(),
+        "shifted_from": SHIFTED,
+        "breaches": report.breaches.iter().map(breach).collect::<Vec<_>>(),
+        "standing": standing,
     })
 }
 

@@ -11,13 +11,14 @@ use tonic::{Response, Status};
 /// Longest text that is checked.
 const MAX_TEXT_BYTES: usize = 256 << 10;
 
-fn info(policy: &Policy, default: &str) -> v1::PolicyInfo {
+fn info(services: &Services, policy: &Policy, default: &str) -> v1::PolicyInfo {
+    let gateway = &services.gateway;
     v1::PolicyInfo {
         name: policy.reference.name.clone(),
         description: policy.description.clone(),
         hash: policy.reference.hash.clone(),
-        certificate: policy.certificate().describe(),
-        threshold: policy.threshold(),
+        certificate: gateway.certificate_as_it_stands(policy),
+        threshold: gateway.live().standing(policy).applied(policy.threshold()),
         is_default: policy.reference.name == default,
     }
 }
@@ -53,7 +54,7 @@ impl v1::policy_service_server::PolicyService for Services {
         let snapshot = self.registry.snapshot();
         let visible = snapshot.policies().filter(|policy| may_see(&caller, &policy.reference.name));
         Ok(Response::new(v1::ListResponse {
-            policies: visible.map(|policy| info(policy, snapshot.default_name())).collect(),
+            policies: visible.map(|policy| info(self, policy, snapshot.default_name())).collect(),
             reload_problems: reload_problems(self.registry.failure()),
         }))
     }
@@ -66,7 +67,7 @@ impl v1::policy_service_server::PolicyService for Services {
         let found = snapshot.policy(Some(&name)).filter(|_| may_see(&caller, &name));
         let policy = found.ok_or_else(|| status::unknown_policy(&name))?;
         Ok(Response::new(v1::GetResponse {
-            policy: Some(info(&policy, snapshot.default_name())),
+            policy: Some(info(self, &policy, snapshot.default_name())),
             text: policy.text.clone(),
         }))
     }
