@@ -5,6 +5,7 @@ pub mod model;
 pub mod tokenizer;
 pub mod template;
 pub mod engine;
+pub mod compress;
 pub mod evaluate;
 #[doc(hidden)]
 pub mod testing;

@@ -28,18 +28,22 @@ mod safetensors;
 mod shape;
 mod step;
 mod tensors;
+mod watch;
 
 pub use bundled::SLUICE_NANO;
 pub use cache::{BlockId, Cache, CacheFormat, CacheShape, POSITIONS};
 pub use decoder::{Decoder, LoadOptions};
 pub use directory::Directory;
 pub use error::LoadError;
+pub(crate) use family::shape_of;
+pub(crate) use format::Format;
 pub use gguf::{Gguf, TensorInfo, Value};
 pub use inspect::Inspection;
 pub use mapped::Mapped;
 pub use quantize::Quantize;
 pub use shape::{Biases, DecoderShape, Feed, LayerAttention, NormKind, Pairing, Rotary};
 pub use step::{Row, Scratch};
+pub use watch::{Inputs, Site, Watch};
 
 #[cfg(test)]
 mod tests;

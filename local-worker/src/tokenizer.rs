@@ -68,7 +68,9 @@ impl Tokenizer {
             );
         }
         let texts = |key: &str| match file.get(key) {
-            Some(Value::Texts(texts)) => Ok(texts),
+            Some(Value::Texts(texts)) => Ok(texts.as_slice()),
+            // Some writers give an empty list any element type.
+            Some(Value::Integers(none)) if none.is_empty() => Ok(&[][..]),
             _ => Err(file.malformed(format!("metadata key {key} is missing or no list of strings"))),
         };
         let (tokens, merges) = (texts("tokenizer.ggml.tokens")?, texts("tokenizer.ggml.merges")?);

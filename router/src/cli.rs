@@ -10,6 +10,7 @@ pub mod eval;
 pub mod explain;
 pub mod models;
 pub mod policy;
+pub mod quantize;
 pub mod replay;
 pub mod serve;
 pub mod simulate;
@@ -59,6 +60,8 @@ pub enum Verb {
     /// Measure a local model.
     #[command(subcommand)]
     Eval(eval::EvalVerb),
+    /// Write a local model's weights in fewer bits, with a report card.
+    Quantize(quantize::QuantizeArguments),
     /// Solve how much may stay local from recorded outcomes, and show what was promised and what came true.
     Tune(tune::TuneArguments),
 }
@@ -77,6 +80,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Replay(arguments) => replay::run(&arguments, out),
         Verb::Train(verb) => train::run(&verb, out),
         Verb::Eval(verb) => eval::run(&verb, out),
+        Verb::Quantize(arguments) => quantize::run(&arguments, out),
         Verb::Tune(arguments) => tune::run(&arguments, out),
     }
 }

@@ -6,10 +6,14 @@
 
 use super::suite::Record;
 use crate::engine::{ChatMessage, Front, Loaded, ModelSource, SubmitError, WorkerConfig, load, team};
-use crate::model::{Cache, Decoder, LoadError, Row, Scratch};
+use crate::model::{Cache, Decoder, LoadError, Row, Scratch, Watch};
+use std::time::Instant;
 
 /// Rows of a step: their logits are held at once.
 const ROWS: usize = 64;
+
+/// Tokens of the prompt before speed is measured.
+const PROMPT: usize = 16;
 
 /// A model opened for measuring.
 #[derive(Debug)]
@@ -93,6 +97,23 @@ impl Probe {
         self.model.bytes()
     }
 
+    /// Tokens written in a second by one sequence alone, `tokens` of them after a prompt of sixteen; which tokens is all the
+    /// same to the time they take.
+    pub fn decode_speed(&mut self, tokens: usize) -> f64 {
+        self.cache.clear(0);
+        let row = |position| Row { slot: 0, position, token: position as u32, wants_logits: true };
+        let most = self.context.max(2);
+        let prompt = PROMPT.min(most - 1);
+        let rows: Vec<Row> = (0..prompt).map(row).collect();
+        self.model.step(&mut self.cache, &mut self.scratch, &rows);
+        let places = prompt..(prompt + tokens.max(1)).min(most);
+        let (count, started) = (places.len(), Instant::now());
+        for position in places {
+            self.model.step(&mut self.cache, &mut self.scratch, &[row(position)]);
+        }
+        count as f64 / started.elapsed().as_secs_f64().max(1e-9)
+    }
+
     /// Tokens of a window: `wanted`, or what the model's context holds if that is less.
     pub fn window(&self, wanted: usize) -> usize {
         wanted.min(self.context).max(2)
@@ -113,6 +134,17 @@ impl Probe {
             self.read(&tokens, 1, &mut forecast)?;
         }
         if forecast.tokens == 0 { Err(ProbeError::TooShort { tokens: tokens.len() }) } else { Ok(forecast) }
+    }
+
+    /// Reads a text as [`Probe::text`] does and takes note of what goes into every product.
+    ///
+    /// # Errors
+    /// As [`Probe::text`].
+    pub fn watch(&mut self, text: &str, window: usize) -> Result<Watch, ProbeError> {
+        self.scratch.watch = Some(Watch::default());
+        let read = self.text(text, window);
+        let watch = self.scratch.watch.take().unwrap_or_default();
+        read.map(|_| watch)
     }
 
     /// Reads the right answers of records, each after its prompt as the engine renders it and with the token that ends it;

@@ -79,6 +79,7 @@ fn the_probe_says_what_the_engine_says() {
     assert_eq!(text.agreement(&forecast), None);
     let halves = probe.text("one two three", 7).unwrap();
     assert_eq!((halves.tokens, halves.bytes), (11, 11), "the first of each window is not scored");
+    assert!(probe.decode_speed(10) > 0.0 && probe.decode_speed(100_000) > 0.0, "no longer than the context");
     assert!(matches!(probe.text("o", 256), Err(ProbeError::TooShort { tokens: 1 })));
 }
 

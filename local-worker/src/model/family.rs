@@ -40,6 +40,14 @@ pub fn of_gguf(file: &Gguf<'_>, options: &LoadOptions) -> Result<Plan, LoadError
     }
 }
 
+/// The sizes of a GGUF file's model.
+///
+/// # Errors
+/// As [`of_gguf`].
+pub fn shape_of(file: &Gguf<'_>, options: &LoadOptions) -> Result<DecoderShape, LoadError> {
+    of_gguf(file, options).map(|plan| plan.shape)
+}
+
 /// The model of a `config.json`.
 ///
 /// # Errors

@@ -43,7 +43,7 @@ impl Quantize {
     }
 
     /// What a matrix of `cols` inputs becomes; `None` leaves it.
-    pub(super) fn format_for(self, cols: usize, precise: bool) -> Option<Format> {
+    pub(crate) fn format_for(self, cols: usize, precise: bool) -> Option<Format> {
         let wide = cols.is_multiple_of(256);
         let format = match self {
             _ if precise => Format::Q8_0,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::cache::{Cache, Look};
 use super::decoder::{Decoder, Layer, Linear, Norm};
 use super::shape::{DecoderShape, Feed, NormKind, Pairing};
+use super::watch::{Site, Watch};
 use crate::kernels::{
     Activations, Level, Team, Weighing, add, add_to_rows, gelu, gelu_multiply, layer_norm, multiply_by, rms_norm,
     rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap,
@@ -42,6 +43,8 @@ pub struct Scratch {
     scores: Vec<f32>,
     turns: Vec<Turns>,
     logits: Vec<f32>,
+    /// Who takes note of what goes into products, if anybody does.
+    pub watch: Option<Watch>,
 }
 
 /// Cosines and sines of one rotary table, for every row.
@@ -81,7 +84,7 @@ impl Decoder {
         scratch.turn(&self.shape, rows);
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(layer, index, cache, scratch, rows);
-            self.feed_forward(layer, scratch, rows.len());
+            self.feed_forward(layer, index, scratch, rows.len());
         }
         self.logits(scratch, rows)
     }
@@ -90,6 +93,7 @@ impl Decoder {
         let (shape, level) = (&self.shape, self.level);
         let (queries, keys) = (shape.heads * shape.head, shape.key_heads * shape.head);
         self.norm_into(&layer.attention_norm, &scratch.stream, &mut scratch.normed);
+        scratch.note(index, Site::Attention);
         scratch.queries.resize(rows.len() * queries, 0.0);
         scratch.keys.resize(rows.len() * keys, 0.0);
         scratch.values.resize(rows.len() * keys, 0.0);
@@ -118,16 +122,18 @@ impl Decoder {
             }
         }
         scratch.attended.quantize(level);
+        scratch.note(index, Site::Output);
         scratch.back.resize(rows.len() * shape.width, 0.0);
         layer.output.multiply(level, &scratch.attended, &mut scratch.back);
         self.add_back(layer.attention_post_norm.as_ref(), scratch);
     }
 
-    fn feed_forward(&self, layer: &Layer, scratch: &mut Scratch, rows: usize) {
+    fn feed_forward(&self, layer: &Layer, index: usize, scratch: &mut Scratch, rows: usize) {
         let (hidden, level) = (self.shape.hidden, self.level);
         if let Some(norm) = &layer.feed_norm {
             self.norm_into(norm, &scratch.stream, &mut scratch.normed);
         }
+        scratch.note(index, Site::Feed);
         scratch.up.resize(rows * hidden, 0.0);
         layer.up.multiply(level, &scratch.normed, &mut scratch.up);
         if let Some(gate) = &layer.gate {
@@ -141,6 +147,7 @@ impl Decoder {
             Feed::Gelu => gelu(level, &scratch.up, inner),
         }
         scratch.inner.quantize(level);
+        scratch.note(index, Site::Down);
         layer.down.multiply(level, &scratch.inner, &mut scratch.back);
         self.add_back(layer.feed_post_norm.as_ref(), scratch);
     }
@@ -201,6 +208,18 @@ impl Linear {
 }
 
 impl Scratch {
+    /// Tells whoever watches what goes into a product.
+    fn note(&mut self, layer: usize, site: Site) {
+        if let Some(watch) = &mut self.watch {
+            let inputs = match site {
+                Site::Attention | Site::Feed => &self.normed,
+                Site::Output => &self.attended,
+                Site::Down => &self.inner,
+            };
+            watch.note(layer, site, inputs);
+        }
+    }
+
     /// Cosines and sines of every row's angles, for each rotary table; the same for all layers that use it.
     fn turn(&mut self, shape: &DecoderShape, rows: &[Row]) {
         self.turns.resize_with(shape.rotary.len(), Turns::default);

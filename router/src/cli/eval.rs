@@ -5,6 +5,7 @@ pub mod source;
 use crate::cli::table::{self, Align};
 use crate::evidence::estimate::Interval;
 use crate::lab::Report;
+use crate::lab::card::forecast_json;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use local_worker::evaluate::suite::sample;
@@ -169,16 +170,8 @@ fn no_tasks() -> Value {
     json!({ "tasks": [], "macro": { "value": null, "ci": null }, "tokens_per_s": null })
 }
 
-/// A forecast as JSON; without a value where nothing was scored.
-pub fn forecast_json(forecast: &Forecast) -> Value {
-    let scored = forecast.tokens > 0;
-    json!({
-        "value": scored.then(|| forecast.perplexity()), "bits_per_byte": scored.then(|| forecast.bits_per_byte()),
-        "tokens": forecast.tokens, "bytes": forecast.bytes, "left_out": forecast.left_out,
-    })
-}
-
-fn forecast_words(forecast: &Forecast) -> String {
+/// A forecast in words.
+pub fn forecast_words(forecast: &Forecast) -> String {
     let left_out = match forecast.left_out {
         0 => String::new(),
         records => format!("; {records} records left out that don't fit the context"),
