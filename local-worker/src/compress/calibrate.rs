@@ -147,7 +147,7 @@ struct Chosen {
 
 fn choose(matrices: &[(String, Tensor)], inputs: &Inputs, blocks: Quantize, spread: &Spread) -> Result<Option<Chosen>> {
     let cols = inputs.squares.len();
-    let rows = if cols == 0 { 0 } else { inputs.sample.len() / cols };
+    let rows = inputs.sample.len().checked_div(cols).unwrap_or(0);
     if rows < 8 {
         return Ok(None);
     }
@@ -322,7 +322,7 @@ mod tests {
         assert!(calibration.scaled >= 2 && calibration.error_after < 0.8 * calibration.error_before, "{calibration:?}");
 
         let path = folder.path().join("scaled.gguf");
-        let mut forecast = |weights: &Weights| {
+        let forecast = |weights: &Weights| {
             weights.write(&path).unwrap();
             Probe::open(&ModelSource::Path(path.clone()), &WorkerConfig::default()).unwrap().text(&text, 128).unwrap()
         };
