@@ -3,6 +3,7 @@
 use crate::backend::remote::{RemoteBackend, RemoteConfig};
 use crate::backend::resilience::RetryPolicy;
 use crate::backend::{Backend, Backends};
+use crate::budget::allowance::Allowances;
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::ExactCache;
 use crate::catalog::Place;
@@ -89,6 +90,7 @@ impl App {
         }
         let live = Arc::new(Live::open(Some(&settings.data_dir.join(LIVE_STATE)))?);
         let snapshot = registry.snapshot();
+        let allowances = allowances(&snapshot, &ledger).await?;
         let models = models(&settings, &background, &stopping)?;
         let backends = Arc::new(Backends::default());
         take_over(&settings, &snapshot, &models, &backends, None)?;
@@ -104,6 +106,7 @@ impl App {
             cache: ExactCache::new(settings.cache_bytes),
             budgets: Arc::clone(&budgets),
             shadow_budgets,
+            allowances,
             tenant_limits: settings.tenants.clone(),
             records: settings.records.clone(),
             residencies: settings.residencies.clone(),
@@ -205,6 +208,18 @@ impl App {
             telemetry.shutdown(LAST_EXPORT).await;
         }
     }
+}
+
+/// What policies with a ceiling on the mean cost have earned and spent in their current windows.
+async fn allowances(snapshot: &Snapshot, ledger: &Ledger) -> anyhow::Result<Arc<Allowances>> {
+    let allowances = Arc::new(Allowances::default());
+    for policy in snapshot.policies() {
+        let Some(allowed) = policy.allowed() else { continue };
+        let (name, start) = (&policy.reference.name, allowed.window_start(jiff::Timestamp::now()));
+        let (requests, spent) = ledger.spent_under(name, start).await.context("the ledger can't be read")?;
+        allowances.restore(name, &allowed, requests, spent);
+    }
+    Ok(allowances)
 }
 
 fn scorers(settings: &Settings) -> anyhow::Result<Scorers> {

@@ -3,6 +3,8 @@
 //!
 //! One lock guards all windows and is never held across an await: a hold is a few map look-ups.
 
+pub mod allowance;
+
 use crate::domain::{AttemptId, Cost, CostBasis, NanoUsd, TenantId};
 use jiff::Timestamp;
 use jiff::civil::{Date, Time};

@@ -13,5 +13,6 @@ pub mod drift;
 pub mod grading;
 pub mod live;
 pub mod outcome;
+pub mod spending;
 mod special;
 pub mod watch;

@@ -8,6 +8,7 @@ mod conversations;
 mod draft;
 mod facts;
 mod follow;
+mod hold;
 mod observe;
 mod record;
 mod reply;
@@ -20,6 +21,7 @@ pub use reply::{
 
 use crate::backend::resilience::RetryPolicy;
 use crate::backend::{Availability, Backends};
+use crate::budget::allowance::Allowances;
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
@@ -59,6 +61,8 @@ pub struct Parts {
     pub budgets: Arc<Budgets>,
     /// Money of shadow runs, by policy in place of tenant.
     pub shadow_budgets: Arc<Budgets>,
+    /// What policies with a ceiling on the mean cost may spend.
+    pub allowances: Arc<Allowances>,
     /// Limits of tenants, from settings; `default_limits` for the others.
     pub tenant_limits: HashMap<TenantId, BudgetLimits>,
     /// What is kept of tenants' requests, from settings; nothing of the others'.
@@ -99,6 +103,7 @@ pub struct Gateway {
     residencies: HashMap<TenantId, Residency>,
     conversations: Conversations,
     latencies: Latencies,
+    allowances: Arc<Allowances>,
     default_limits: BudgetLimits,
     ledger: Arc<Ledger>,
     live: Arc<Live>,
@@ -139,6 +144,7 @@ impl Gateway {
             residencies: parts.residencies,
             conversations: Conversations::default(),
             latencies: Latencies::default(),
+            allowances: parts.allowances,
             default_limits: parts.default_limits,
             ledger: parts.ledger,
             live: parts.live,
@@ -173,6 +179,7 @@ impl Gateway {
             _permit: Some(permit),
         };
         if let Some(reply) = self.answer_from_cache(&admitted).await {
+            self.earn(&admitted.policy);
             return Ok(reply);
         }
         let decided = self.decide(&admitted);
@@ -184,6 +191,7 @@ impl Gateway {
                 return Err(self.refused(request, received, received_at, kind, Some(constraints)));
             }
         };
+        self.earn(&admitted.policy);
         Ok(self.start_or_join(admitted, decision))
     }
 

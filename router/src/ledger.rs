@@ -411,6 +411,15 @@ impl Ledger {
         self.store.list(filter).await
     }
 
+    /// Requests that a policy decided since `from`, and what they cost, with what a dead process left unattributed.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn spent_under(&self, policy: &str, from: Timestamp) -> Result<(u64, NanoUsd), LedgerError> {
+        self.flush().await;
+        self.store.spent_under(policy, from).await
+    }
+
     /// Sums over entries.
     ///
     /// # Errors

@@ -17,9 +17,11 @@ pub use rules::{FUNCTIONS, RuleErrors, VARIABLES};
 pub use selftest::SelfTest;
 
 use crate::budget::BudgetLimits;
+use crate::budget::allowance::Allowed;
 use crate::catalog::Catalog;
 use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency};
 use crate::evidence::certificate::Certificate;
+use crate::evidence::spending::SpendingCertificate;
 use crate::judge::JudgeFile;
 use crate::toml_file::Problem;
 use live::{Compare, OnBreach, Shadow};
@@ -69,6 +71,8 @@ pub struct Experiment {
 pub enum CertificateState {
     /// It matches policy and scorer.
     Valid(Box<Certificate>),
+    /// One for a ceiling on cost matches policy and scorer.
+    Spending(Box<SpendingCertificate>),
     /// There is none.
     Missing,
     /// There is one that does not match, or can't be read.
@@ -81,8 +85,11 @@ impl CertificateState {
     /// In words.
     pub fn describe(&self) -> String {
         match self {
-            Self::Valid(_) => "valid".to_owned(),
-            Self::Missing => "missing: run `sluice train scorer --solve` to make one".to_owned(),
+            Self::Valid(_) | Self::Spending(_) => "valid".to_owned(),
+            Self::Missing => {
+                "missing: run `sluice train scorer --solve` (`sluice replay --solve` for max-quality) to make one"
+                    .to_owned()
+            }
             Self::Mismatched(why) => why.clone(),
             Self::NotNeeded => "not needed: the threshold is fixed by hand".to_owned(),
         }
@@ -92,6 +99,7 @@ impl CertificateState {
     pub fn small(&self) -> Option<&str> {
         match self {
             Self::Valid(certificate) => Some(&certificate.small),
+            Self::Spending(certificate) => Some(&certificate.small),
             _ => None,
         }
     }
@@ -135,6 +143,8 @@ pub struct ExactCacheSettings {
     /// Whether answers above temperature 0 are kept too.
     pub any_temperature: bool,
 }
+
+const NO_SCORER: &str = "no scorer is loaded for this policy's models";
 
 /// A checked policy.
 #[derive(Debug)]
@@ -206,6 +216,39 @@ impl Policy {
         &self.certificate
     }
 
+    /// Gives the policy the certificate in the text of `file`, of the kind that its objective asks for. `scorer_version` is
+    /// that of the scorer in use.
+    pub fn certify_by(&mut self, file: &str, text: Option<&str>, scorer_version: Option<&str>) {
+        let Objective::MaxQuality(ceiling) = self.objective else {
+            let read = |text: &str| Certificate::parse(text).map_err(|error| format!("{file}: {error}"));
+            return self.certify(text.map(read), scorer_version);
+        };
+        let read = text.map(SpendingCertificate::parse);
+        self.certificate = match (read, scorer_version) {
+            (None, _) => CertificateState::Missing,
+            (Some(Err(error)), _) => CertificateState::Mismatched(format!("{file}: {error}")),
+            (Some(Ok(_)), None) => CertificateState::Mismatched(NO_SCORER.to_owned()),
+            (Some(Ok(certificate)), Some(version)) => match self.overspends(&certificate, ceiling, version) {
+                Some(why) => CertificateState::Mismatched(why),
+                None => CertificateState::Spending(Box::new(certificate)),
+            },
+        };
+    }
+
+    /// Why a certificate for a ceiling on cost does not speak for this policy, if it does not.
+    fn overspends(&self, found: &SpendingCertificate, ceiling: CostCeiling, version: &str) -> Option<String> {
+        if let Err(mismatch) = found.check(&self.reference.hash, version) {
+            return Some(mismatch.to_string());
+        }
+        if !self.small.iter().any(|model| model.as_str() == found.small) {
+            return Some(format!("certificate was solved for small model {}", found.small));
+        }
+        let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
+        let asked = ceiling.per_1000.as_usd();
+        let promised = same(found.ceiling_usd_per_1000, asked) && same(found.confidence, ceiling.confidence);
+        (!promised).then(|| format!("certificate promises {} USD at {}", found.ceiling_usd_per_1000, found.confidence))
+    }
+
     /// Gives the policy its certificate, unless its objective needs none. `scorer_version` is that of the scorer in use.
     pub fn certify(&mut self, certificate: Option<Result<Certificate, String>>, scorer_version: Option<&str>) {
         if let Objective::FixedThreshold(_) = self.objective {
@@ -215,9 +258,7 @@ impl Policy {
         self.certificate = match (certificate, scorer_version) {
             (None, _) => CertificateState::Missing,
             (Some(Err(why)), _) => CertificateState::Mismatched(why),
-            (Some(Ok(_)), None) => {
-                CertificateState::Mismatched("no scorer is loaded for this policy's models".to_owned())
-            }
+            (Some(Ok(_)), None) => CertificateState::Mismatched(NO_SCORER.to_owned()),
             (Some(Ok(certificate)), Some(version)) => match self.mismatch(&certificate, version) {
                 Some(why) => CertificateState::Mismatched(why),
                 None => CertificateState::Valid(Box::new(certificate)),
@@ -288,16 +329,25 @@ impl Policy {
         self.small.iter().chain(&self.large).chain(judge)
     }
 
+    /// The ceiling on the mean cost of a request, if the policy has one.
+    pub fn allowed(&self) -> Option<Allowed> {
+        match self.objective {
+            Objective::MaxQuality(ceiling) => Some(Allowed { per_1000: ceiling.per_1000, window: ceiling.window }),
+            _ => None,
+        }
+    }
+
     /// Whether a rule reads the prompt, so that a request without its text can't be decided again.
     pub fn reads_prompt(&self) -> bool {
         self.rules.iter().any(Rule::reads_prompt)
     }
 
-    /// The score that a small model must reach; `None` means that everything goes remote.
+    /// The score that a small model must reach; `None` means that everything goes remote, or under `max-quality` stays local.
     pub fn threshold(&self) -> Option<f64> {
         match (&self.objective, &self.certificate) {
             (Objective::FixedThreshold(threshold), _) => Some(*threshold),
             (_, CertificateState::Valid(certificate)) => certificate.threshold,
+            (_, CertificateState::Spending(certificate)) => certificate.threshold,
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ pub mod log;
 pub mod page;
 pub mod redecide;
 pub mod report;
+pub mod spend;
 pub mod truth;
 pub mod tune;
 
@@ -40,6 +41,12 @@ pub enum ReplayError {
         /// The reasons with their counts.
         why: String,
     },
+    /// The policy has no ceiling on cost.
+    #[error("policy `{0}` has no ceiling on cost to solve for: its goal is not `max-quality`")]
+    NoCeiling(String),
+    /// No scorer knows its models.
+    #[error("no scorer knows the models of policy `{0}`; name one with --scorer")]
+    NoScorer(String),
     /// No such policy.
     #[error("there is no policy `{name}`; there are {known}")]
     UnknownPolicy {

@@ -1,6 +1,8 @@
 //! `sluice replay`: recorded traffic decided again by a policy; also exports a log, forgets a tenant's, and checks the
 //! estimators against truth.
 
+mod solve;
+
 use super::table::{self, Align};
 use crate::domain::TenantId;
 use crate::evidence::outcome::{Outcome, Outcomes};
@@ -65,6 +67,9 @@ pub struct ReplayArguments {
     /// Write a page with the frontier and the calibration.
     #[arg(long, value_name = "OUT.html")]
     pub html: Option<PathBuf>,
+    /// Solve the threshold of a `max-quality` policy (a file) from the recorded requests, write NAME.solved.toml beside it, and stop.
+    #[arg(long, requires = "policy", conflicts_with_all = ["against", "export", "html"])]
+    pub solve: bool,
     /// Write the recorded requests as a log, and stop.
     #[arg(long, value_name = "FILE.jsonl")]
     pub export: Option<PathBuf>,
@@ -102,6 +107,9 @@ pub fn run(arguments: &ReplayArguments, out: &mut dyn Write) -> anyhow::Result<E
     if !arguments.outcomes.is_empty() {
         let joined = log.join(&outcomes(arguments)?.rows);
         log.warnings.push(format!("{joined} requests took their quality from the outcomes"));
+    }
+    if arguments.solve {
+        return solve::run(arguments, &targets, &log, out);
     }
     let report = replay(&source, &log, &targets, ReplayOptions { confidence, most_changes: arguments.limit })?;
     if let Some(file) = &arguments.html {
@@ -155,13 +163,17 @@ fn policy(name: &str, snapshot: &Snapshot, scorers: &Scorers) -> anyhow::Result<
     let mut policy = parsed
         .map_err(|problems| anyhow::anyhow!(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let solved = Path::new(name).with_extension("solved.toml");
-    let certificate = std::fs::read_to_string(&solved).ok().map(|text| {
-        crate::evidence::certificate::Certificate::parse(&text)
-            .map_err(|error| format!("{}: {error}", solved.display()))
-    });
+    let certificate = std::fs::read_to_string(&solved).ok();
     let pair = policy.small.first().zip(policy.large.first());
     let scorer = pair.and_then(|(small, large)| scorers.get(small.as_str(), large.as_str()).ok());
-    policy.certify(certificate, scorer.as_ref().map(|scorer| scorer.version()));
+    let version = scorer.as_ref().map(|scorer| scorer.version());
+    policy.certify_by(&solved.display().to_string(), certificate.as_deref(), version);
+    let judge = Path::new(name).with_extension("judge.toml");
+    policy.judge_by(
+        std::fs::read_to_string(&judge)
+            .ok()
+            .map(|text| crate::judge::JudgeFile::parse(&text).map_err(|error| format!("{}: {error}", judge.display()))),
+    );
     Ok(Arc::new(policy))
 }
 

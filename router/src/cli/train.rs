@@ -112,7 +112,10 @@ fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<Wanted>> {
         let text = read(file)?;
         let policy = Policy::parse(&file.display().to_string(), &text, &catalog).map_err(listed)?;
         let Objective::MinCost { quality_target: target, confidence } = policy.objective else {
-            anyhow::bail!("{}: its threshold is fixed by hand, there is nothing to solve", file.display());
+            anyhow::bail!(
+                "{}: only `min-cost` has a quality target to solve for; `sluice replay --solve` solves `max-quality`",
+                file.display()
+            );
         };
         let name = policy.reference.name.clone();
         if !policy.small.iter().any(|small| small.as_str() == arguments.small) {

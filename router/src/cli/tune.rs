@@ -113,7 +113,10 @@ fn promise(arguments: &TuneArguments, outcomes: &Outcomes) -> anyhow::Result<Pro
     }
     match policy.objective {
         Objective::MinCost { quality_target: target, confidence } => Ok(Promise { target, confidence }),
-        _ => anyhow::bail!("{}: its threshold is fixed by hand, there is nothing to solve", file.display()),
+        _ => anyhow::bail!(
+            "{}: only `min-cost` has a quality target to solve for; `sluice replay --solve` solves `max-quality`",
+            file.display()
+        ),
     }
 }
 

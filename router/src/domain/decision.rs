@@ -222,6 +222,11 @@ impl Arm {
     }
 }
 
+impl ExcludedBy {
+    /// How an exclusion for money begins.
+    pub const WORST_CASE: &str = "worst case";
+}
+
 /// One model that was considered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
@@ -256,6 +261,11 @@ impl Candidate {
             region: None,
             excluded_by: None,
         }
+    }
+
+    /// Whether money excludes it.
+    pub fn is_priced_out(&self) -> bool {
+        self.excluded_by.as_ref().is_some_and(|why| why.0.starts_with(ExcludedBy::WORST_CASE))
     }
 }
 

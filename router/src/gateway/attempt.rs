@@ -2,15 +2,15 @@
 //! counted as they flow, and whatever ends it — its end, an error, a hang-up, a deadline — is booked exactly once.
 
 use super::draft::{ALTERNATIVES, Kept};
+use super::hold::{Held, hold};
 use super::observe::{self, Observed};
 use super::reply::{GatewayErrorKind, ReplyEvent};
 use super::run::Run;
 use crate::backend::{AnswerStream, Backend, BackendCall, BackendError, ProbeReading, UsageProbe};
-use crate::budget::{BudgetError, BudgetLimits, Hold};
 use crate::catalog::Model;
 use crate::domain::{
     AttemptId, Chunk, Cost, CostBasis, EntryStatus, Finish, FinishReason, ModelId, NanoUsd, Reason, ResponseFormat,
-    Route, TenantId, TokenLogprob, Usage,
+    Route, TokenLogprob, Usage,
 };
 use crate::latency::Seen;
 use crate::ledger::{AttemptEnded, AttemptStarted};
@@ -62,8 +62,8 @@ pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd 
         Err(error) => return AttemptEnd::Failed(error),
     };
     let id = AttemptId::fresh();
-    let holds = match hold(run, id, &target) {
-        Ok(holds) => holds,
+    let hold = match hold(run, id, target.bound) {
+        Ok(hold) => hold,
         Err(kind) => return AttemptEnd::BudgetExhausted(kind),
     };
     let started = AttemptStarted {
@@ -79,7 +79,7 @@ pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd 
     };
     if let Err(error) = run.gateway.ledger.attempt_started(&started) {
         if target.bound > NanoUsd::ZERO {
-            holds.into_iter().for_each(Hold::refund);
+            hold.into_iter().for_each(Held::refund);
             return AttemptEnd::JournalUnwritable(error.to_string());
         }
         tracing::warn!(%error, "a free attempt goes on although the journal can't be written");
@@ -95,7 +95,7 @@ pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd 
     let first_byte = run.first_byte.filter(|_| first_before.is_none());
     let first_chunk = first_byte.map(|first_byte| first_byte.saturating_sub(began));
     let measured = Measured { reading: probe.reading(), latency: clock.elapsed(), first_chunk };
-    span.in_scope(|| book(run, &target, id, holds, &end, &measured));
+    span.in_scope(|| book(run, &target, id, hold, &end, &measured));
     end
 }
 
@@ -111,42 +111,6 @@ fn target(run: &Run, model: &ModelId) -> Result<Target, BackendError> {
     let request = &run.admitted.request;
     let bound = entry.bound(request.prompt_bytes() as u64, request.messages.len() as u64, max_output_tokens);
     Ok(Target { backend, model: entry, max_output_tokens, bound })
-}
-
-/// Holds the worst case in the tenant's budget and, for a shadow run, in that of the policy's shadow runs too.
-fn hold(run: &Run, id: AttemptId, target: &Target) -> Result<Vec<Hold>, GatewayErrorKind> {
-    if target.bound == NanoUsd::ZERO {
-        return Ok(Vec::new());
-    }
-    let tenant = &run.admitted.request.tenant;
-    let limits = run.gateway.budget_limits(tenant, &run.admitted.policy);
-    let held = run.gateway.budgets.hold(tenant, id, target.bound, &limits);
-    let held = held.map_err(|error| exhausted(tenant.as_str(), &error))?;
-    let Some(shadow) = &run.shadow else { return Ok(vec![held]) };
-    let purse = TenantId::new(shadow.policy.as_str());
-    let daily = run.admitted.policy.shadow.as_ref().map_or(NanoUsd::ZERO, |shadow| shadow.daily);
-    let limits = BudgetLimits { daily: Some(daily), monthly: None };
-    match run.gateway.shadow_budgets.hold(&purse, id, target.bound, &limits) {
-        Ok(second) => Ok(vec![held, second]),
-        Err(error) => {
-            held.refund();
-            Err(exhausted(&format!("shadow runs of {}", shadow.policy), &error))
-        }
-    }
-}
-
-fn exhausted(tenant: &str, error: &BudgetError) -> GatewayErrorKind {
-    match error {
-        BudgetError::Exhausted { window, limit, spent, held, asked, resets_in } => GatewayErrorKind::BudgetExhausted {
-            tenant: tenant.to_owned(),
-            window: *window,
-            limit: *limit,
-            spent: *spent,
-            held: *held,
-            asked: *asked,
-            resets_in: *resets_in,
-        },
-    }
 }
 
 /// Calls the backend and passes its text on until something ends it.
@@ -294,10 +258,10 @@ struct Measured {
 }
 
 /// Settles the hold, writes the end into the journal, adds to the request's totals, records metrics.
-fn book(run: &mut Run, target: &Target, id: AttemptId, holds: Vec<Hold>, end: &AttemptEnd, measured: &Measured) {
+fn book(run: &mut Run, target: &Target, id: AttemptId, hold: Option<Held>, end: &AttemptEnd, measured: &Measured) {
     let prompt_bytes = run.admitted.request.prompt_bytes() as u64;
     let (usage, cost) = truth(target, end, &measured.reading, prompt_bytes);
-    let overrun = holds.into_iter().fold(false, |over, hold| over | hold.settle(cost).overrun);
+    let overrun = hold.is_some_and(|hold| hold.settle(cost));
     let cpu_seconds = match end {
         AttemptEnd::Complete(finish) => finish.cpu_seconds.max(measured.reading.cpu_seconds),
         _ => measured.reading.cpu_seconds,

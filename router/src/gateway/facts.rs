@@ -68,7 +68,7 @@ impl Gateway {
             went_remote: self.went_remote(admitted),
             budget_left: self.budget_left(admitted),
             standing: self.live.standing(policy),
-            ..Facts::default()
+            allowance: self.allowance(policy),
         };
         policy.decide(&facts, &admitted.constraints).map_err(|refusal| self.refusal(admitted, refusal))
     }

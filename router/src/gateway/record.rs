@@ -186,7 +186,7 @@ impl Gateway {
         error: Option<&GatewayErrorKind>,
     ) {
         let admitted = &run.admitted;
-        if status == EntryStatus::Ok && admitted.policy.sticky.is_some() && run.ended_remote() {
+        if status == EntryStatus::Ok && admitted.policy.sticky.is_some() && run.ended_remote() && run.shadow.is_none() {
             let Request { tenant, conversation_id, .. } = &admitted.request;
             self.conversations.went_remote(tenant, conversation_id, Instant::now());
         }

@@ -6,8 +6,8 @@ use super::reply::{FailureReport, GatewayError, GatewayErrorKind, ReplyEvent, Su
 use super::{Admitted, Gateway, shadow};
 use crate::backend::BackendError;
 use crate::domain::{
-    Cost, Decision, EntryStatus, Finish, ModelId, NanoUsd, Placement, Reason, ReasonCode, Recording, RequestId, Route,
-    Usage,
+    Candidate, Cost, Decision, EntryStatus, Finish, ModelId, NanoUsd, Placement, Reason, ReasonCode, Recording,
+    RequestId, Route, Usage,
 };
 use crate::ledger::ShadowOf;
 use crate::policy::OnExhausted;
@@ -204,19 +204,25 @@ impl Run {
         self.tried.push(self.decision.model.clone());
         match self.decision.escalate_to.clone().filter(|model| !self.tried.contains(model)) {
             Some(next) => self.reroute(next, Route::Cascade, code, why).await,
+            None if self.decision.candidates.iter().any(Candidate::is_priced_out) => {
+                let why = format!("{why}, and a large model may cost too much");
+                Err(GatewayErrorKind::CostCeiling { why, retry_after: RETRY_SOON })
+            }
             None => Err(GatewayErrorKind::Declined { by: self.admitted.constraints.placement_by.clone() }),
         }
     }
 
     /// The free model to go on with where no paid attempt is possible.
     async fn without_money(&mut self, kind: GatewayErrorKind) -> Result<ModelId, GatewayErrorKind> {
-        if self.admitted.policy.on_exhausted == OnExhausted::Reject {
+        let ceiling = matches!(kind, GatewayErrorKind::CostCeiling { .. });
+        if self.admitted.policy.on_exhausted == OnExhausted::Reject && !ceiling {
             return Err(kind);
         }
         match self.open_candidate(Route::Local) {
             Some(next) => {
                 self.decision.escalate_to = None;
-                self.reroute(next, Route::Local, ReasonCode::BudgetExhausted, kind.to_string()).await
+                let code = if ceiling { ReasonCode::CostCeiling } else { ReasonCode::BudgetExhausted };
+                self.reroute(next, Route::Local, code, kind.to_string()).await
             }
             None => Err(kind),
         }

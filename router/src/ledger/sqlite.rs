@@ -168,6 +168,23 @@ impl Store {
         Ok(days.into_iter().map(spent).collect())
     }
 
+    /// Requests that a policy decided since `from` and what they cost; attempts that a dead process left, whose policy is not
+    /// known, cost too. `TOTAL` is exact below nine million USD.
+    pub async fn spent_under(&self, policy: &str, from: Timestamp) -> Result<(u64, NanoUsd), LedgerError> {
+        let row = sqlx::query(
+            "SELECT SUM(policy = ?1) AS requests, CAST(TOTAL(cost) AS INTEGER) AS spent FROM entries \
+             WHERE received_ms >= ?2 AND shadow_of IS NULL AND (policy = ?1 OR (policy = '' AND cost <> 0))",
+        )
+        .bind(policy)
+        .bind(from.as_millisecond())
+        .fetch_one(&self.pool)
+        .await
+        .map_err(self.wrap())?;
+        let requests: Option<i64> = row.try_get("requests").map_err(self.wrap())?;
+        let spent: i64 = row.try_get("spent").map_err(self.wrap())?;
+        Ok((requests.unwrap_or(0).unsigned_abs(), NanoUsd::new(spent)))
+    }
+
     /// One entry with all that belongs to it.
     pub async fn story(&self, tenant: Option<&TenantId>, id: RequestId) -> Result<Story, LedgerError> {
         let row = sqlx::query("SELECT * FROM entries WHERE id = ?1 AND (?2 IS NULL OR tenant = ?2)")

@@ -10,8 +10,6 @@ use std::time::Duration;
 
 /// How an exclusion for a latency ceiling begins.
 pub const LATE: &str = "predicted to";
-/// How an exclusion for money begins.
-pub const WORST: &str = "worst case";
 
 /// Ceilings on latency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +69,11 @@ pub fn price_out(candidates: &mut [Candidate], facts: &Facts) -> bool {
         let mut any = false;
         for candidate in candidates.iter_mut().filter(|candidate| open(candidate) && candidate.worst_cost > left) {
             if fits || all {
-                let why = format!("{WORST} {} is more than the {left} that {what} leaves", candidate.worst_cost);
+                let why = format!(
+                    "{} {} is more than the {left} that {what} leaves",
+                    ExcludedBy::WORST_CASE,
+                    candidate.worst_cost
+                );
                 candidate.excluded_by = Some(ExcludedBy(why));
                 any = true;
             }

@@ -86,6 +86,9 @@ impl Policy {
             Placement::PreferRemote if first_large.is_some() => return first_large.map(|candidate| placed(candidate)),
             _ => {}
         }
+        if let (true, None, Some(small)) = (self.is_safe_locally(), threshold, best_small) {
+            return Some(safe_for_money(small, &self.without_threshold(&facts.standing)));
+        }
         let certified: Vec<&Candidate> =
             open.small.iter().copied().filter(|candidate| self.is_certified_for(&candidate.model)).collect();
         let reaching = threshold.and_then(|threshold| Some((cheapest_reaching(&certified, threshold)?, threshold)));
@@ -165,7 +168,7 @@ impl Policy {
             }
         };
         if self.is_safe_locally() && reason.code != ReasonCode::ScoreBelowThreshold {
-            return Choice { threshold, ..Choice::certain(small, reason.code, reason.detail) };
+            return Choice { threshold, ..safe_for_money(small, &reason) };
         }
         // What was withdrawn is not tried either.
         let exploration = if matches!(facts.standing, Standing::Withdrawn(_)) { 0.0 } else { self.exploration };
@@ -215,10 +218,19 @@ impl Policy {
                 }
                 None => "the evidence allows no threshold".to_owned(),
             },
+            CertificateState::Spending(certificate) if certificate.threshold.is_some() => {
+                format!("the certificate speaks for {} only, which can't serve this request", certificate.small)
+            }
+            CertificateState::Spending(_) => "the evidence allows no threshold yet: record more requests".to_owned(),
             other => format!("certificate {}", other.describe()),
         };
         Reason::new(ReasonCode::NoCertificate, detail)
     }
+}
+
+/// A small candidate where nothing allows to spend.
+fn safe_for_money(small: &Candidate, reason: &Reason) -> Choice {
+    Choice::certain(small, reason.code, format!("{}: the side that is safe for money", reason.detail))
 }
 
 /// A small candidate whose score reaches the threshold serves for certain: exploration only moves what is remote-bound.

@@ -186,6 +186,6 @@ const REGION: &str = "residency:";
 
 /// Whether an exclusion is a policy's own word on a request, which another policy, or the same one later, decides anew.
 pub fn is_decided_anew(excluded_by: &ExcludedBy) -> bool {
-    let beginnings = ["placement ", "rule `", REGION, super::ceilings::LATE, super::ceilings::WORST];
+    let beginnings = ["placement ", "rule `", REGION, super::ceilings::LATE, ExcludedBy::WORST_CASE];
     beginnings.iter().any(|beginning| excluded_by.0.starts_with(beginning))
 }

@@ -4,7 +4,6 @@
 
 use super::Policy;
 use crate::catalog::Catalog;
-use crate::evidence::certificate::Certificate;
 use crate::judge::JudgeFile;
 use crate::score::Scorers;
 use crate::toml_file::Problem;
@@ -216,11 +215,8 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
         match Policy::parse(file, text, &catalog) {
             Ok(mut policy) => {
                 let solved = format!("{}{CERTIFICATE_SUFFIX}", file.strip_suffix(".toml").unwrap_or(file));
-                let certificate = files
-                    .get(&solved)
-                    .map(|text| Certificate::parse(text).map_err(|error| format!("{solved}: {error}")));
                 let scorer = scorer_of(&policy, scorers);
-                policy.certify(certificate, scorer.as_deref());
+                policy.certify_by(&solved, files.get(&solved).map(String::as_str), scorer.as_deref());
                 let judge = format!("{}{JUDGE_SUFFIX}", file.strip_suffix(".toml").unwrap_or(file));
                 let read = |text: &String| JudgeFile::parse(text).map_err(|error| format!("{judge}: {error}"));
                 policy.judge_by(files.get(&judge).map(read));

@@ -65,7 +65,7 @@ fn every_problem_is_found_with_its_place() {
     check("description =", "desciption =", "desciption", "did you mean `description`?");
     check("\"sluice-nano\"", "\"sluice-nan\"", "models.small", "did you mean `sluice-nano`?");
     check("\"min-cost\"", "\"min-cots\"", "objective.goal", "did you mean `min-cost`?");
-    check("\"min-cost\"", "\"max-quality\"", "objective.goal", "not in this build");
+    check("\"min-cost\"", "\"max-quality\"", "objective.max_cost", "is missing");
     check("0.95\nconf", "1.95\nconf", "objective.quality_target", "not within");
     check("ttl = \"1h\"", "ttl = \"1x\"", "cache.exact.ttl", "30s");
     check("exact = {", "semantic = { ttl = \"1m\" }\nexact = {", "cache.semantic", "not in this build");

@@ -56,6 +56,19 @@ pub struct Prepared {
     constraints: Constraints,
 }
 
+impl Prepared {
+    /// The most that an attempt at any of the large models can cost, USD.
+    pub fn worst_usd(&self) -> f64 {
+        self.facts.candidates.iter().map(|candidate| candidate.worst_cost.as_usd()).fold(0.0, f64::max)
+    }
+
+    /// What a model is expected to cost by its prices, USD.
+    pub fn expected_usd(&self, model: &ModelId) -> Option<f64> {
+        let found = self.facts.candidates.iter().find(|candidate| candidate.model == *model);
+        found.map(|candidate| candidate.expected_cost.amount.as_usd())
+    }
+}
+
 /// One way a target may go.
 #[derive(Clone, Debug)]
 pub struct Way {
@@ -117,6 +130,11 @@ impl Target<'_> {
         Ok(Candidate {
             score,
             expected_cost: Cost { amount: model.cost(&expected), basis: CostBasis::Estimated },
+            worst_cost: model.bound(
+                request.prompt_bytes() as u64,
+                request.messages.len() as u64,
+                model.output_cap(request.limits.max_tokens),
+            ),
             predicted: recorded.and_then(|candidate| candidate.predicted),
             region: model.region.clone(),
             excluded_by: recorded.and_then(|candidate| candidate.excluded_by.clone()),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on should say where")]
 
 mod cascade;
+mod ceiling;
 mod crash;
 mod edge;
 mod house;

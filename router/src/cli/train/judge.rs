@@ -132,7 +132,10 @@ fn solve(
     let catalog = Catalog::parse(&catalog.display().to_string(), &read(&catalog)?).map_err(listed)?;
     let policy = Policy::parse(&file.display().to_string(), &read(file)?, &catalog).map_err(listed)?;
     let Objective::MinCost { quality_target: target, confidence } = policy.objective else {
-        anyhow::bail!("{}: its threshold is fixed by hand, there is nothing to solve", file.display());
+        anyhow::bail!(
+            "{}: only `min-cost` has a quality target to solve for; `sluice replay --solve` solves `max-quality`",
+            file.display()
+        );
     };
     let outcomes: Vec<&crate::evidence::outcome::Outcome> = rows.iter().map(|row| &row.outcome).collect();
     let chosen = representatives(&outcomes);

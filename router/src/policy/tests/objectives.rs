@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::{NanoUsd, Predicted};
+use crate::evidence::spending::{SPENDING_SCHEMA, SpendingCertificate};
 use std::time::Duration;
 
 const CATALOG: &str = r#"
@@ -247,4 +248,105 @@ fn embedded_tests_reach_the_new_reasons() {
     assert!(problems[0].message.contains("`sticky` was expected"), "{problems:?}");
     let problems = test("predicted = { tiny = 3 }\nexpect = { route = \"local\" }").unwrap_err();
     assert_eq!(problems[0].key, "tests[0].predicted.tiny");
+}
+
+const CEILING: &str = "goal = \"max-quality\"\nmax_cost = \"0.40 USD / 1k requests\"\nwindow = \"1h\"";
+
+fn spending(policy: &Policy, threshold: Option<f64>) -> String {
+    let certificate = SpendingCertificate {
+        schema: SPENDING_SCHEMA,
+        goal: SpendingCertificate::goal(),
+        policy: "p".to_owned(),
+        policy_hash: policy.reference.hash.clone(),
+        scorer_version: "v1".to_owned(),
+        evidence_hash: "e".to_owned(),
+        small: "tiny".to_owned(),
+        large: "dear".to_owned(),
+        threshold,
+        n: 900,
+        paid: 300,
+        ceiling_usd_per_1000: 0.4,
+        mean_usd_per_1000: 0.3,
+        bound_usd_per_1000: 0.39,
+        most_usd: 0.01,
+        confidence: 0.95,
+        local_share: 0.5,
+        date: "2026-11-24".to_owned(),
+    };
+    certificate.to_toml().unwrap()
+}
+
+#[test]
+fn the_best_quality_under_a_ceiling_is_local_where_nothing_is_proven_or_left() {
+    let check = |threshold: Option<Option<f64>>, score: Option<f64>, left: i64, expected: (&str, &str)| {
+        let mut policy = policy(CEILING, "").unwrap();
+        let text = threshold.map(|threshold| spending(&policy, threshold));
+        policy.certify_by("p.solved.toml", text.as_deref(), Some("v1"));
+        let facts = Facts { allowance: Some(NanoUsd::new(left)), ..known([score, None], NO_TIMES, [9, 3]) };
+        let (model, code) = chosen(&policy, &facts);
+        assert_eq!((model.as_str(), code), expected, "{threshold:?} {score:?} {left}");
+    };
+    check(Some(Some(0.5)), Some(0.9), 9, ("tiny", "score_above_threshold"));
+    check(Some(Some(0.5)), Some(0.1), 9, ("dear", "score_below_threshold"));
+    check(Some(Some(0.5)), Some(0.1), 8, ("fair", "score_below_threshold"));
+    check(Some(Some(0.5)), Some(0.1), 2, ("tiny", "cost_ceiling"));
+    check(Some(Some(0.5)), Some(0.1), -2, ("tiny", "cost_ceiling"));
+    check(Some(Some(0.5)), Some(0.9), -2, ("tiny", "score_above_threshold"));
+    check(Some(Some(0.5)), None, 9, ("tiny", "no_score"));
+    check(Some(None), Some(0.1), 9, ("tiny", "no_certificate"));
+    check(None, Some(0.1), 9, ("tiny", "no_certificate"));
+}
+
+#[test]
+fn whoever_must_go_remote_is_refused_when_the_ceiling_has_no_room() {
+    let policy = policy(CEILING, "").unwrap();
+    let facts = Facts { allowance: Some(NanoUsd::new(2)), ..known([Some(0.9), None], NO_TIMES, [9, 3]) };
+    let refused = decide(&policy, &facts, &request(&[], Placement::RemoteOnly)).unwrap_err();
+    assert!(matches!(refused, Refusal::CostCeiling(_)) && refused.to_string().contains("max_cost leaves"), "{refused}");
+    let allowed = Facts { allowance: Some(NanoUsd::new(9)), ..facts };
+    assert_eq!(decide(&policy, &allowed, &request(&[], Placement::RemoteOnly)).unwrap().0, "dear");
+}
+
+#[test]
+fn a_certificate_of_another_ceiling_policy_scorer_or_kind_is_not_used() {
+    let fresh = || policy(CEILING, "").unwrap();
+    let text = spending(&fresh(), Some(0.5));
+    let check = |from: &str, to: &str, version: Option<&str>, words: &str| {
+        assert!(text.contains(from));
+        let mut policy = fresh();
+        policy.certify_by("p.solved.toml", Some(&text.replace(from, to)), version);
+        assert_eq!(policy.threshold(), None);
+        assert!(policy.certificate().describe().contains(words), "{}", policy.certificate().describe());
+    };
+    check("ceiling_usd_per_1000 = 0.4", "ceiling_usd_per_1000 = 0.5", Some("v1"), "promises 0.5 USD");
+    check("\"tiny\"", "\"other\"", Some("v1"), "small model other");
+    check("\"tiny\"", "\"tiny\"", Some("v2"), "solved for scorer v1");
+    check("\"tiny\"", "\"tiny\"", None, "no scorer");
+    check("n = 900", "n = -1", Some("v1"), "p.solved.toml");
+    let mut policy = fresh();
+    policy.certify_by("p.solved.toml", Some(include_str!("../../../../policies/balanced.solved.toml")), Some("v1"));
+    assert!(policy.certificate().describe().contains("about quality"));
+    policy.certify_by("p.solved.toml", Some(&text), Some("v1"));
+    assert_eq!(policy.threshold(), Some(0.5));
+}
+
+#[test]
+fn problems_of_a_ceiling_are_told() {
+    let check = |from: &str, to: &str, key: &str, words: &str| {
+        let problems = policy(&CEILING.replace(from, to), "").unwrap_err();
+        let found = problems.iter().find(|problem| problem.key == key).unwrap_or_else(|| panic!("{key}: {problems:?}"));
+        assert!(found.to_string().contains(words), "{found}");
+    };
+    for wrong in
+        ["0.40 USD", "0.40 EUR / 1k requests", "0 USD / 1k requests", "-1 USD / 1k requests", "1 USD / 2k requests"]
+    {
+        check("0.40 USD / 1k requests", wrong, "objective.max_cost", "0.40 USD / 1k requests");
+    }
+    check("max_cost = \"0.40 USD / 1k requests\"\n", "", "objective.max_cost", "is missing");
+    check("\"1h\"", "\"1s\"", "objective.window", "shorter than a minute");
+    check("\"1h\"", "\"1h\"\nquality_target = 0.9", "objective.quality_target", "is not a key here");
+    check("\"1h\"", "\"1h\"\nconfidence = 2", "objective.confidence", "not within");
+    let same = policy(&CEILING.replace("1k", "1000"), "").unwrap();
+    let Objective::MaxQuality(ceiling) = same.objective else { panic!("{:?}", same.objective) };
+    assert_eq!((ceiling.per_1000.nanos(), ceiling.confidence), (400_000_000, 0.95));
 }
