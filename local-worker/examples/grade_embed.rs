@@ -1,5 +1,5 @@
 //! How well sentence vectors tell duplicate questions from others that look alike:
-//! `grade_embed PAIRS.jsonl.gz [TABLE.vectors]…`, the bundled table first. One pair a line: `{"a", "b", "duplicate"}`.
+//! `grade_embed PAIRS.jsonl.gz [TABLE.vectors|ENCODER-FOLDER]…`, the bundled table first. One pair a line: `{"a", "b", "duplicate"}`.
 //! Prints the area under the ROC curve of the pairs' similarities, the best threshold's accuracy, what a semantic cache would
 //! see at some thresholds, and the time a text takes, as Markdown.
 #![allow(clippy::print_stdout, reason = "an example that prints scores")]
@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use local_worker::embed::{StaticEmbedder, similarity};
+use local_worker::embed::{SentenceEncoder, StaticEmbedder, similarity};
 use serde::Deserialize;
 
 #[global_allocator]
@@ -25,7 +25,7 @@ struct Pair {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [pairs, models @ ..] = arguments.as_slice() else {
-        return Err("usage: grade_embed PAIRS.jsonl.gz [TABLE.vectors]…".into());
+        return Err("usage: grade_embed PAIRS.jsonl.gz [TABLE.vectors|ENCODER-FOLDER]…".into());
     };
     let pairs = read(pairs.as_ref())?;
     let duplicates = pairs.iter().filter(|pair| pair.duplicate).count();
@@ -37,6 +37,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bundled = StaticEmbedder::bundled()?;
     grade(bundled.name(), &pairs, |texts| by_table(&bundled, texts))?;
     for model in models {
+        if Path::new(model).is_dir() {
+            let encoder = SentenceEncoder::from_directory(model.as_ref())?;
+            let vectors = |texts: &[&str]| Ok(encoder.embed(texts)?.into_iter().map(|found| found.vector).collect());
+            grade(model, &pairs, vectors)?;
+            continue;
+        }
         let table = StaticEmbedder::from_file(model.as_ref())?;
         grade(model, &pairs, |texts| by_table(&table, texts))?;
     }

@@ -2,8 +2,10 @@
 //! recorded prompts of a scorer, for answers kept by meaning, and for clients.
 //!
 //! [`StaticEmbedder`] looks words up in a table and adds them (Model2Vec, Tulkens and van Dongen 2024): microseconds a text,
-//! no arithmetic but sums, blind to the order of words. Knows text, nothing of who asks or what a score is used for.
+//! no arithmetic but sums, blind to the order of words. [`SentenceEncoder`] runs a network of the BERT family: a thousand times
+//! slower, and better. Knows text, nothing of who asks or what a score is used for.
 
+mod encoder;
 mod table;
 mod wordpiece;
 
@@ -13,6 +15,9 @@ use std::path::Path;
 use table::Table;
 
 use crate::kernels::sum_products;
+use crate::model::LoadError;
+
+pub use encoder::{Embedding, Pooling, SentenceEncoder};
 
 /// The table compiled into this crate.
 const SLUICE_EMBED: &[u8] = include_bytes!("../models/sluice-embed-v0.vectors");
@@ -56,6 +61,17 @@ pub enum EmbedError {
         /// Its path.
         file: String,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// An encoder's weights can't be loaded.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// The tokenizer can't read a text.
+    #[error("text {at} can't be split into tokens: {problem}")]
+    Text {
+        /// Which, from 0.
+        at: usize,
+        /// What the tokenizer said.
         problem: String,
     },
 }

@@ -1,7 +1,7 @@
 //! Small language models, in process.
 mod kernels;
-pub mod embed;
 pub mod model;
+pub mod embed;
 pub mod tokenizer;
 pub mod template;
 pub mod engine;

@@ -2,6 +2,7 @@
 //! description, and those turn rows of tokens into logits. Each family is one small file that writes the description; the
 //! pass is the same for all. Knows nothing of requests, text or time.
 
+mod bert;
 mod bundled;
 mod cache;
 mod config;
@@ -30,6 +31,7 @@ mod step;
 mod tensors;
 mod watch;
 
+pub use bert::{Encoder, EncoderScratch, EncoderShape};
 pub use bundled::SLUICE_NANO;
 pub use cache::{BlockId, Cache, CacheFormat, CacheShape, POSITIONS};
 pub use decoder::{Decoder, LoadOptions};

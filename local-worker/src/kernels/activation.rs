@@ -69,6 +69,11 @@ impl Activations {
         &mut self.values
     }
 
+    /// All rows, one after the other.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
     /// Derives the integers from the values; needed before a product with a quantised matrix.
     pub fn quantize(&mut self, level: Level) {
         if !self.cols.is_multiple_of(BLOCK) {

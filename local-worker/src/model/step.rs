@@ -199,7 +199,7 @@ impl Decoder {
 }
 
 impl Linear {
-    fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
+    pub(super) fn multiply(&self, level: Level, input: &Activations, out: &mut [f32]) {
         self.matrix.multiply(level, input, out);
         if let Some(bias) = &self.bias {
             add_to_rows(level, out, bias);
