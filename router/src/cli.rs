@@ -19,8 +19,12 @@ pub mod train;
 pub mod tune;
 pub mod usage;
 
+use crate::evidence::outcome::Outcomes;
+use crate::learn::recorded::{self, Having};
+use crate::ledger::Archive;
 use clap::{Parser, Subcommand};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Sluice: one endpoint in front of a small model in this process and large remote ones.
@@ -83,6 +87,51 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Quantize(arguments) => quantize::run(&arguments, out),
         Verb::Tune(arguments) => tune::run(&arguments, out),
     }
+}
+
+/// Outcomes out of files and, if a folder is named, out of the ledger in it; with what to know about the latter.
+fn outcomes_of(
+    files: &[PathBuf],
+    ledger: Option<&Path>,
+    wanted: &recorded::Wanted,
+) -> anyhow::Result<(Outcomes, Vec<String>)> {
+    let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let mut outcomes = match paths.is_empty() {
+        true => Outcomes { rows: Vec::new(), hash: String::new(), notes: Vec::new() },
+        false => Outcomes::read(&paths)?,
+    };
+    let Some(folder) = ledger else { return Ok((outcomes, Vec::new())) };
+    let found = client_runtime()?.block_on(async {
+        let archive = Archive::open(folder).await?;
+        recorded::read(&archive, wanted).await
+    })?;
+    let lacking = match wanted.having {
+        Having::Text => "a recorded prompt",
+        _ => "a score by the latest scorer",
+    };
+    let notes = vec![format!(
+        "{} outcomes of {} ({} of them feedback); {} more lack {lacking}",
+        found.outcomes.rows.len(),
+        folder.display(),
+        found.feedback,
+        found.unusable
+    )];
+    if found.outcomes.rows.is_empty() && outcomes.rows.is_empty() {
+        anyhow::bail!(
+            "no outcomes to use: {}; let policies make shadow runs, and record text to train on",
+            notes.join("; ")
+        );
+    }
+    outcomes.hash = match outcomes.hash.is_empty() {
+        true => found.outcomes.hash,
+        false => blake3::hash(format!("{}{}", outcomes.hash, found.outcomes.hash).as_bytes())
+            .to_hex()
+            .chars()
+            .take(16)
+            .collect(),
+    };
+    outcomes.rows.extend(found.outcomes.rows);
+    Ok((outcomes, notes))
 }
 
 /// A runtime for client verbs.

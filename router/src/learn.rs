@@ -11,6 +11,7 @@
 //! State outlives the process in one small file, because a certificate that was withdrawn must not come back with a restart.
 //! Knows no requests under way, no backends and no wire; the gateway feeds it, decisions ask it.
 
+pub mod recorded;
 mod state;
 mod watched;
 

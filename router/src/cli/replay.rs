@@ -6,6 +6,7 @@ mod solve;
 use super::table::{self, Align};
 use crate::domain::TenantId;
 use crate::evidence::outcome::{Outcome, Outcomes};
+use crate::learn::recorded;
 use crate::ledger::{Archive, EntryFilter, Ledger, LedgerOptions, Story};
 use crate::policy::{Policy, Registry, Snapshot};
 use crate::replay::log::{Log, line_of};
@@ -185,7 +186,16 @@ fn read(arguments: &ReplayArguments) -> anyhow::Result<(String, Log)> {
         return Ok((name, log));
     }
     let name = arguments.data_dir.display().to_string();
-    let log = Log::from_stories(&name, &stories(arguments)?)?;
+    let mut log = Log::from_stories(&name, &stories(arguments)?)?;
+    let wanted = recorded::Wanted { tenant: arguments.tenant.clone(), ..recorded::Wanted::default() };
+    let graded = super::client_runtime()?.block_on(async {
+        let archive = Archive::open(&arguments.data_dir).await?;
+        recorded::read(&archive, &wanted).await
+    })?;
+    let joined = log.join(&graded.outcomes.rows);
+    if joined > 0 {
+        log.warnings.push(format!("{joined} requests took their quality from shadow runs"));
+    }
     Ok((name, log))
 }
 

@@ -7,6 +7,7 @@ use crate::evidence::bound::Promise;
 use crate::evidence::certificate::{ANY_LARGE, Certificate};
 use crate::evidence::drift::{Look, Reference};
 use crate::evidence::outcome::{Outcome, Outcomes};
+use crate::learn::recorded::{Having, Wanted};
 use crate::policy::{Objective, Policy};
 use crate::score::report::measure_latency;
 use crate::score::solve::{SolveFor, certify};
@@ -32,8 +33,17 @@ pub enum TrainVerb {
 #[derive(Debug, Args)]
 pub struct ScorerArguments {
     /// Files of recorded outcomes, JSON lines, gzipped or not.
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    #[arg(long, required_unless_present = "from_ledger", num_args = 1.., value_name = "FILE")]
     pub outcomes: Vec<PathBuf>,
+    /// Outcomes of shadow runs whose prompts were recorded, out of the ledger in this folder, beside those of files.
+    #[arg(long, value_name = "DIR")]
+    pub from_ledger: Option<PathBuf>,
+    /// Only this tenant's outcomes of the ledger.
+    #[arg(long, default_value = "", requires = "from_ledger")]
+    pub tenant: String,
+    /// Learn from that tenant's feedback too. It may move the ranking, never a certificate.
+    #[arg(long, requires = "tenant", conflicts_with = "solve")]
+    pub feedback: bool,
     /// The small model.
     #[arg(long, default_value = "sluice-nano")]
     pub small: String,
@@ -69,8 +79,11 @@ fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     // Everything that can be wrong with the input is found before hours of work or any file are spent on it.
     let promises = promises(arguments)?;
     let about = arguments.about.as_deref().map(read).transpose()?;
-    let files: Vec<&Path> = arguments.outcomes.iter().map(PathBuf::as_path).collect();
-    let outcomes = Outcomes::read(&files)?;
+    let wanted = Wanted { tenant: arguments.tenant.clone(), having: Having::Text, feedback: arguments.feedback };
+    let (outcomes, notes) = super::outcomes_of(&arguments.outcomes, arguments.from_ledger.as_deref(), &wanted)?;
+    for note in notes {
+        writeln!(out, "{note}")?;
+    }
     let options = TrainOptions {
         pair: Pair::new(&arguments.small, &arguments.large),
         fits: FitOptions::candidates(arguments.seed).to_vec(),
@@ -95,14 +108,14 @@ fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<Ex
 }
 
 /// A policy whose threshold is to be solved.
-struct Wanted {
+struct ToSolve {
     file: PathBuf,
     name: String,
     hash: String,
     promise: Promise,
 }
 
-fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<Wanted>> {
+fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<ToSolve>> {
     let Some(first) = arguments.solve.first() else {
         return Ok(Vec::new());
     };
@@ -122,7 +135,7 @@ fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<Wanted>> {
             anyhow::bail!("{}: {} is none of its small models", file.display(), arguments.small);
         }
         let promise = Promise { target, confidence };
-        Ok(Wanted { file: file.clone(), name, hash: policy.reference.hash, promise })
+        Ok(ToSolve { file: file.clone(), name, hash: policy.reference.hash, promise })
     });
     wanted.collect()
 }
@@ -140,7 +153,7 @@ fn reference(trained: &TrainedScorer, outcomes: &Outcomes) -> anyhow::Result<Opt
 }
 
 fn solve(
-    wanted: &Wanted,
+    wanted: &ToSolve,
     trained: &TrainedScorer,
     (evidence_hash, reference): (&str, Option<Reference>),
     out: &mut dyn Write,
@@ -219,6 +232,9 @@ mod tests {
         std::fs::write(file("balanced.toml"), policy).unwrap();
         let arguments = |outcomes: &str| ScorerArguments {
             outcomes: vec![file(outcomes)],
+            from_ledger: None,
+            tenant: String::new(),
+            feedback: false,
             small: "sluice-nano".to_owned(),
             large: "*".to_owned(),
             out: file("nano.scorer"),

@@ -4,6 +4,7 @@ use crate::catalog::Catalog;
 use crate::cli::table::{self, Align};
 use crate::evidence::bound::{Promise, Solution};
 use crate::evidence::outcome::Outcomes;
+use crate::learn::recorded::{Having, Wanted};
 use crate::policy::{Objective, Policy};
 use crate::replay::tune::coverage::{Coverage, coverage};
 use crate::replay::tune::{Hindsight, PairResult, Segment, TuneOptions, tune};
@@ -20,8 +21,14 @@ use std::process::ExitCode;
 pub struct TuneArguments {
     /// Files of recorded outcomes, JSON lines, gzipped or not. Rows with a `score` are cut by it; for others a scorer is
     /// fitted on clusters of their own.
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    #[arg(long, required_unless_present = "from_ledger", num_args = 1.., value_name = "FILE")]
     pub outcomes: Vec<PathBuf>,
+    /// Outcomes of shadow runs with the scores they had, out of the ledger in this folder, beside those of files.
+    #[arg(long, value_name = "DIR")]
+    pub from_ledger: Option<PathBuf>,
+    /// Only this tenant's outcomes of the ledger.
+    #[arg(long, default_value = "", requires = "from_ledger")]
+    pub tenant: String,
     /// Outcomes on which the promise is checked; held-out clusters of the others if absent.
     #[arg(long, value_name = "FILE")]
     pub validate: Option<PathBuf>,
@@ -53,8 +60,8 @@ pub struct TuneArguments {
 
 /// Runs `tune`.
 pub fn run(arguments: &TuneArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let files: Vec<&Path> = arguments.outcomes.iter().map(PathBuf::as_path).collect();
-    let outcomes = Outcomes::read(&files)?;
+    let wanted = Wanted { tenant: arguments.tenant.clone(), having: Having::Score, feedback: false };
+    let (outcomes, read) = super::outcomes_of(&arguments.outcomes, arguments.from_ledger.as_deref(), &wanted)?;
     let validate = arguments.validate.as_deref().map(|file| Outcomes::read(&[file])).transpose()?;
     let options = TuneOptions {
         promise: promise(arguments, &outcomes)?,
@@ -63,6 +70,7 @@ pub fn run(arguments: &TuneArguments, out: &mut dyn Write) -> anyhow::Result<Exi
         outcomes_hash: outcomes.hash.clone(),
     };
     let mut notes = outcomes.notes.clone();
+    notes.extend(read);
     notes.extend(validate.iter().flat_map(|outcomes| outcomes.notes.clone()));
     if let Some(draws) = arguments.coverage {
         let measured = coverage(&outcomes.rows, &options, draws, arguments.sample)?;

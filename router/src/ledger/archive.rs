@@ -1,7 +1,8 @@
 //! The ledger as a reader sees it: beside a running gateway, without its lock, never writing.
 
 use super::sqlite::Store;
-use super::{EntryFilter, GradedOutcome, LedgerError, OutcomeFilter, Page};
+use super::{EntryFilter, GradedOutcome, LedgerError, OutcomeFilter, Page, Story};
+use crate::domain::RequestId;
 use std::path::Path;
 
 /// The store of a ledger, opened for reading. What a running gateway has not yet drained from its journal is not seen.
@@ -32,5 +33,17 @@ impl Archive {
     /// The store fails.
     pub async fn outcomes(&self, filter: &OutcomeFilter) -> Result<Vec<GradedOutcome>, LedgerError> {
         self.store.outcomes(filter).await
+    }
+
+    /// One entry with all that belongs to it; `None` if there is none.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn story(&self, id: RequestId) -> Result<Option<Story>, LedgerError> {
+        match self.store.story(None, id).await {
+            Ok(story) => Ok(Some(story)),
+            Err(LedgerError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

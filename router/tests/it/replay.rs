@@ -1,8 +1,6 @@
 //! Traffic served, recorded and decided again: by the ledger, by an exported log, and after it was forgotten.
 
-use crate::support::{House, complete};
-use clap::Parser as _;
-use router::cli::{Arguments, run};
+use crate::support::{self, House, complete};
 use router::domain::{RecordLevel, TenantId};
 use serde_json::Value;
 use sluice_proto::v1;
@@ -33,14 +31,7 @@ threshold = 1.0
 "#;
 
 fn sluice(arguments: &[&str]) -> Result<String, String> {
-    let arguments = ["sluice", "replay"].iter().chain(arguments).map(|word| (*word).to_owned());
-    let arguments = Arguments::try_parse_from(arguments).unwrap();
-    // Verbs bring their own runtime.
-    let thread = std::thread::spawn(move || {
-        let mut out = Vec::new();
-        run(arguments, &mut out).map_err(|error| format!("{error:#}")).map(|_| String::from_utf8(out).unwrap())
-    });
-    thread.join().unwrap()
+    support::sluice(&[&["replay"], arguments].concat())
 }
 
 async fn serve(level: RecordLevel, policies: &Path, requests: usize) -> (tempfile::TempDir, String) {

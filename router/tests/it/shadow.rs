@@ -1,6 +1,6 @@
 //! Shadow runs: the other side is asked at the stated share, within a budget, booked apart, and never where it must not be.
 
-use crate::support::{House, complete, local};
+use crate::support::{House, complete, local, sluice};
 use router::domain::{NanoUsd, RecordLevel, RequestId, TenantId};
 use router::evidence::certificate::{Certificate, Method};
 use router::evidence::grading::sampled;
@@ -276,4 +276,62 @@ async fn a_drop_in_quality_withdraws_the_certificate_until_there_is_a_new_one() 
     assert!(house.app.services().registry.reload().unwrap());
     assert_eq!(decided(&house, 1).await, (v1::Route::Local, "score_above_threshold".to_owned()));
     drop(house);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_of_the_ledger_tune_replay_and_train() {
+    const ROWS: usize = 60;
+    let folder = policies(0.0, "share = 1.0\ndaily = \"1 USD\"\ncompare = \"exact\"");
+    let data = tempfile::tempdir().unwrap();
+    let change = |settings: &mut Settings| {
+        settings.data_dir = data.path().join("kept");
+        self::settings(folder.path(), RecordLevel::Text)(settings);
+    };
+    let questions: Vec<String> = (0..ROWS).map(question).collect();
+    // Every third is told otherwise by the large model.
+    let answer = |number: usize| if number.is_multiple_of(3) { "spam" } else { "not spam" };
+    let answers: Vec<(&str, &str)> =
+        questions.iter().enumerate().map(|(number, question)| (question.as_str(), answer(number))).collect();
+    let house = House::knowing(&answers, change).await;
+    for number in 0..ROWS {
+        let id = ask(&house, &question(number)).await.request_id;
+        outcomes(&house, number + 1).await;
+        if number < 5 {
+            // Feedback on what was graded adds no second row.
+            let source = v1::FeedbackSource::User.into();
+            let feedback = v1::SubmitFeedbackRequest { entry_id: id, source, value: Some(1.0) };
+            house.client.clone().gateway.submit_feedback(feedback).await.unwrap();
+        }
+    }
+    house.close().await;
+    let data = data.path().join("kept");
+    let data = data.to_str().unwrap();
+
+    let tuned = sluice(&["tune", "--from-ledger", data, "--target", "0.5", "--json"]).unwrap();
+    let tuned: serde_json::Value = serde_json::from_str(&tuned).unwrap();
+    assert_eq!((tuned["n"].as_u64(), tuned["realised"]["n"].as_u64().is_some()), (Some(48), true), "{tuned}");
+    let notes = tuned["notes"].to_string();
+    assert!(notes.contains("60 outcomes of") && notes.contains("0 more lack"), "{notes}");
+
+    let dir = folder.path().to_str().unwrap();
+    let replayed =
+        sluice(&["replay", "--policy", "watched", "--policies-dir", dir, "--data-dir", data, "--json"]).unwrap();
+    let replayed: serde_json::Value = serde_json::from_str(&replayed).unwrap();
+    let figures = &replayed["policies"][0];
+    assert_eq!(
+        (figures["requests"].as_u64(), figures["graded"].as_u64()),
+        (Some(60), Some(60)),
+        "no shadow run is a request"
+    );
+    let quality = figures["quality"]["doubly_robust"]["bounds"]["value"].as_f64().unwrap();
+    assert!((quality - 2.0 / 3.0).abs() < 0.01, "{quality}");
+
+    let out = folder.path().join("own.scorer");
+    let train =
+        ["train", "scorer", "--from-ledger", data, "--tenant", "local", "--feedback", "--out", out.to_str().unwrap()];
+    let said = sluice(&train).unwrap();
+    assert!(said.contains("60 outcomes of") && said.contains("(0 of them feedback)"), "{said}");
+    assert!(PairScorer::read(&out).is_ok());
+    let error = sluice(&["train", "scorer", "--from-ledger", data, "--tenant", "nobody", "--out", "x"]).unwrap_err();
+    assert!(error.contains("no outcomes to use"), "{error}");
 }

@@ -1,7 +1,9 @@
 //! A whole gateway with a simulated large model behind it, in this process, for one test.
 
+use clap::Parser as _;
 use router::app::App;
 use router::cli::simulate::shipped_prices;
+use router::cli::{Arguments, run};
 use router::domain::NanoUsd;
 use router::settings::{Settings, Target};
 use router::simulate::{Simulator, SimulatorConfig};
@@ -119,4 +121,15 @@ pub async fn guarded() -> (House, tempfile::TempDir) {
     let path = folder.path().join("keys.toml");
     std::fs::write(&path, keys_file()).unwrap();
     (House::with(|settings| settings.keys_file = Some(path)).await, folder)
+}
+
+/// Runs a verb that brings its own runtime.
+pub fn sluice(words: &[&str]) -> Result<String, String> {
+    let words = ["sluice"].iter().chain(words).map(|word| (*word).to_owned());
+    let arguments = Arguments::try_parse_from(words).unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut out = Vec::new();
+        run(arguments, &mut out).map_err(|error| format!("{error:#}")).map(|_| String::from_utf8(out).unwrap())
+    });
+    thread.join().unwrap()
 }

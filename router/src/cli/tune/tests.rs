@@ -36,6 +36,8 @@ impl Folder {
         let file = self.0.path().join("outcomes.jsonl");
         std::fs::write(&file, bytes).unwrap();
         TuneArguments {
+            from_ledger: None,
+            tenant: String::new(),
             outcomes: vec![file],
             validate: None,
             target: 0.95,
