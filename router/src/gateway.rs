@@ -6,6 +6,7 @@
 mod attempt;
 mod conversations;
 mod draft;
+mod experiment;
 mod facts;
 mod follow;
 mod hold;
@@ -24,7 +25,7 @@ use crate::backend::{Availability, Backends};
 use crate::budget::allowance::Allowances;
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
-use crate::domain::{Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
+use crate::domain::{Arm, Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
 use crate::latency::Latencies;
 use crate::learn::Live;
 use crate::ledger::Ledger;
@@ -114,12 +115,17 @@ pub struct Gateway {
     stopping: CancellationToken,
 }
 
+/// What decides a request: the snapshot it keeps, the policy, and the side of an experiment.
+type Decider = (Arc<Snapshot>, Arc<Policy>, Option<Arm>);
+
 /// A request that was let in, with the snapshot that it keeps to its end.
 pub(crate) struct Admitted {
     request: Request,
     messages: Arc<[Message]>,
     snapshot: Arc<Snapshot>,
     policy: Arc<Policy>,
+    /// Its side of an experiment; `policy` is the one that decides it there.
+    arm: Option<Arm>,
     constraints: Constraints,
     received: Instant,
     received_at: jiff::Timestamp,
@@ -163,7 +169,7 @@ impl Gateway {
         let received = Instant::now();
         let permit = self.admit()?;
         let refused = |kind: GatewayErrorKind| self.refused(&request, received, received_at, kind, None);
-        let (snapshot, policy) = self.policy(&request).map_err(&refused)?;
+        let (snapshot, policy, arm) = self.policy(&request).map_err(&refused)?;
         let constraints = policy.constrain(&request).map_err(|refusal| refused(refusal.into()))?;
         let messages: Arc<[Message]> = request.messages.clone().into();
         let cache_key = self.cache_key(&request, &policy, &constraints);
@@ -172,6 +178,7 @@ impl Gateway {
             messages,
             snapshot,
             policy,
+            arm,
             constraints,
             received,
             received_at,
@@ -200,13 +207,14 @@ impl Gateway {
         let mut request = request.clone();
         self.confine(&mut request);
         let plain = |kind: GatewayErrorKind| GatewayError { kind, report: None };
-        let (snapshot, policy) = self.policy(&request).map_err(plain)?;
+        let (snapshot, policy, arm) = self.policy(&request).map_err(plain)?;
         let constraints = policy.constrain(&request).map_err(|refusal| plain(refusal.into()))?;
         let admitted = Admitted {
             messages: request.messages.clone().into(),
             request,
             snapshot,
             policy,
+            arm,
             constraints,
             received: Instant::now(),
             received_at: jiff::Timestamp::now(),
@@ -272,10 +280,13 @@ impl Gateway {
         }
     }
 
-    fn policy(&self, request: &Request) -> Result<(Arc<Snapshot>, Arc<Policy>), GatewayErrorKind> {
+    fn policy(&self, request: &Request) -> Result<Decider, GatewayErrorKind> {
         let snapshot = self.registry.snapshot();
         match snapshot.policy(request.policy.as_deref()) {
-            Some(policy) => Ok((snapshot, policy)),
+            Some(policy) => {
+                let (policy, arm) = experiment::decider(policy, &snapshot, request);
+                Ok((snapshot, policy, arm))
+            }
             None => Err(GatewayErrorKind::UnknownPolicy {
                 name: request.policy.clone().unwrap_or_default(),
                 known: snapshot.names().join(", "),

@@ -23,7 +23,7 @@ use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency};
 use crate::evidence::certificate::Certificate;
 use crate::evidence::spending::SpendingCertificate;
 use crate::judge::JudgeFile;
-use crate::toml_file::Problem;
+use crate::toml_file::{Problem, Problems, Section, suggest};
 use live::{Compare, OnBreach, Shadow};
 use rules::Rule;
 
@@ -327,6 +327,17 @@ impl Policy {
             _ => None,
         });
         self.small.iter().chain(&self.large).chain(judge)
+    }
+
+    /// The problem of an experiment that tries a policy which is none of `known`.
+    pub fn unknown_candidate(&self, file: &str, known: &[&str]) -> Option<Problem> {
+        let experiment = self.experiment.as_ref().filter(|found| !known.contains(&found.candidate.as_str()))?;
+        let (table, mut problems) = Problems::parse(file, &self.text);
+        let span = Section::root(&table).span_in("experiment", "candidate");
+        let suggestion = suggest(&experiment.candidate, known.iter().copied());
+        let message = format!("there is no policy `{}`", experiment.candidate);
+        problems.add(span, "experiment.candidate", message, suggestion);
+        problems.into_found().into_iter().next()
     }
 
     /// The ceiling on the mean cost of a request, if the policy has one.

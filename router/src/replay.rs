@@ -4,9 +4,9 @@
 //! of the policy itself ([`redecide`]); what that would have given is estimated from what was tried ([`estimate`]), and
 //! never guessed where nothing was. Knows nothing of backends, the wire, or a running gateway.
 //!
-//! A policy with an experiment decides one of several ways by a hash: [`redecide::Target`] is where another way of
-//! choosing among policies would plug in.
+//! Traffic of an experiment is told apart by its sides ([`arms`]).
 
+pub mod arms;
 pub mod estimate;
 pub mod log;
 pub mod page;

@@ -40,7 +40,7 @@ pub fn run(verb: &PolicyVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
             false => read(&catalog_file)?,
         };
         let checked = match Catalog::parse(&catalog_file.display().to_string(), &catalog_text) {
-            Ok(catalog) => Policy::parse(&file.display().to_string(), &text, &catalog).map_err(|found| (text, found)),
+            Ok(catalog) => check_one(file, &text, &catalog).map_err(|found| (text, found)),
             Err(found) => Err((catalog_text, found)),
         };
         match checked {
@@ -54,6 +54,28 @@ pub fn run(verb: &PolicyVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// A policy by itself, and its experiment against the policies beside it.
+fn check_one(file: &Path, text: &str, catalog: &Catalog) -> Result<Policy, Vec<Problem>> {
+    let name = file.display().to_string();
+    let policy = Policy::parse(&name, text, catalog)?;
+    if policy.experiment.is_none() {
+        return Ok(policy);
+    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let named = |path: PathBuf| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.parse::<toml::Table>().ok()?.get("name")?.as_str().map(str::to_owned)
+    };
+    let known: Vec<String> =
+        beside.filter(|path| path.extension().is_some_and(|end| end == "toml")).filter_map(named).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    match policy.unknown_candidate(&name, &known) {
+        Some(problem) => Err(vec![problem]),
+        None => Ok(policy),
+    }
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

@@ -1,6 +1,7 @@
 //! `sluice replay`: recorded traffic decided again by a policy; also exports a log, forgets a tenant's, and checks the
 //! estimators against truth.
 
+mod experiments;
 mod solve;
 
 use super::table::{self, Align};
@@ -143,9 +144,14 @@ fn outcomes(arguments: &ReplayArguments) -> anyhow::Result<Outcomes> {
 fn policies(arguments: &ReplayArguments, scorers: &Arc<Scorers>) -> anyhow::Result<Arc<Snapshot>> {
     let folder = arguments.policies_dir.clone();
     let names = arguments.policy.iter().chain(&arguments.against).filter(|name| !name.ends_with(".toml"));
-    let default = names.into_iter().next().map_or("balanced", String::as_str);
-    match Registry::load(folder, default, Arc::clone(scorers)) {
+    let named = names.into_iter().next().map(String::as_str);
+    match Registry::load(folder.clone(), named.unwrap_or("balanced"), Arc::clone(scorers)) {
         Ok(registry) => Ok(registry.snapshot()),
+        // Policies of files need only the catalog: any policy of the folder will do as its default.
+        Err(crate::policy::RegistryError::NoDefault { known, .. }) if named.is_none() && !known.is_empty() => {
+            let any = known.split(", ").next().unwrap_or_default();
+            Ok(Registry::load(folder, any, Arc::clone(scorers))?.snapshot())
+        }
         Err(crate::policy::RegistryError::NoDefault { name, known }) => {
             Err(ReplayError::UnknownPolicy { name, known }.into())
         }
@@ -356,6 +362,9 @@ fn print(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     if let [first, second] = report.policies.as_slice() {
         let difference = range(report.quality_difference, 3, 1.0);
         writeln!(out, "quality of {} − {}, paired: {difference}", second.policy, first.policy)?;
+    }
+    for comparison in &report.experiments {
+        experiments::print(comparison, out)?;
     }
     for figures in &report.policies {
         for (why, count) in &figures.left_out {

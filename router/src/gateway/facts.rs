@@ -70,7 +70,9 @@ impl Gateway {
             standing: self.live.standing(policy),
             allowance: self.allowance(policy),
         };
-        policy.decide(&facts, &admitted.constraints).map_err(|refusal| self.refusal(admitted, refusal))
+        let decided = policy.decide(&facts, &admitted.constraints);
+        let decision = decided.map_err(|refusal| self.refusal(admitted, refusal))?;
+        Ok(Decision { arm: admitted.arm.clone(), ..decision })
     }
 
     /// A refusal as the caller sees it: where a model that may serve is only down for now, another try is worth it.

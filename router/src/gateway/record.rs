@@ -155,7 +155,7 @@ impl Gateway {
             scorer_version: String::new(),
             propensity: 1.0,
             explored: false,
-            arm: None,
+            arm: admitted.arm.clone(),
         }
     }
 

@@ -193,6 +193,7 @@ fn second_run(run: &Run, plan: &Plan) -> (Run, mpsc::Receiver<Result<super::Repl
         messages: Arc::clone(&first.messages),
         snapshot: Arc::clone(&first.snapshot),
         policy: Arc::clone(&first.policy),
+        arm: first.arm.clone(),
         constraints: first.constraints.clone(),
         received: Instant::now(),
         received_at: jiff::Timestamp::now(),

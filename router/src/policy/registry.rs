@@ -228,6 +228,11 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
             Err(found) => problems.extend(found),
         }
     }
+    let names: Vec<&str> = policies.keys().map(String::as_str).collect();
+    for (file, text) in &files {
+        let policy = policies.values().find(|policy| policy.text == *text);
+        problems.extend(policy.and_then(|policy| policy.unknown_candidate(file, &names)));
+    }
     if !problems.is_empty() {
         return Err(RegistryError::Problems(problems));
     }

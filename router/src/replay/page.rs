@@ -1,6 +1,7 @@
 //! The report as one HTML page: no script, no outside asset, light and dark by the reader's wish.
 
 mod chart;
+mod experiments;
 
 use super::report::{FrontierPoint, PolicyFigures, Range, Report};
 use chart::{Chart, Scale};
@@ -41,6 +42,7 @@ pub fn html(report: &Report) -> String {
         CALIBRATION_CAPTION
     );
     page.push_str(&figures(report));
+    page.push_str(&experiments::sections(report));
     page.push_str(&changes(report));
     if !report.notes.is_empty() {
         page.push_str("<section class=\"whole\"><h2>To know</h2><ul>");

@@ -2,6 +2,7 @@
 //! One value, shown as JSON, as a table and as a page.
 
 use super::ReplayError;
+use super::arms::{Comparison, compare};
 use super::estimate::{Assessment, Estimates, Replayed, assess, difference, slowest};
 use super::log::{Log, Logged};
 use super::redecide::{Prepared, Target, Unusable};
@@ -194,6 +195,8 @@ pub struct Report {
     pub quality_difference: Option<Range>,
     /// Local answers' scores against what happened.
     pub calibration: Vec<CalibrationBin>,
+    /// Experiments that ran on the traffic, as they were served.
+    pub experiments: Vec<Comparison>,
     /// Requests whose route changes under the first policy: how many, and the first of them.
     pub changed: usize,
     /// See `changed`.
@@ -249,6 +252,7 @@ pub fn replay(source: &str, log: &Log, targets: &[Target<'_>], options: ReplayOp
         policies,
         quality_difference: difference.map(Range::from),
         calibration: calibration(first, options.confidence),
+        experiments: compare(&log.rows, options.confidence),
         changed: changed.len(),
         changes: changed.into_iter().take(options.most_changes).collect(),
     })

@@ -150,6 +150,8 @@ fn draw(outcomes: &[Outcome], ranks: &[f64], options: TruthOptions, rng: &mut St
         let logged = Logged {
             id: String::new(),
             at_ms: 0,
+            policy: String::new(),
+            arm: None,
             cluster: number as u64,
             request: None,
             has_text: false,

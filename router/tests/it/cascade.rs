@@ -1,6 +1,9 @@
 //! Drafts under judgement, through the whole gateway: shown when they are good enough, else never seen.
 
 use crate::support::{House, complete};
+use clap::Parser as _;
+use router::cli::{Arguments, run};
+use router::domain::{RecordLevel, TenantId};
 use router::evidence::certificate::{Certificate, Method};
 use router::judge::{Draft, FIRST_LOOK, JudgeFile, Judged, TokenFacts, features, fit, prefix_features};
 use router::policy::Policy;
@@ -137,4 +140,46 @@ async fn without_a_threshold_or_for_a_stream_that_wants_its_first_byte_nothing_i
     }
     assert_eq!(routes, [v1::Route::Remote], "the stream's first byte wins, and the prompt has no certificate");
     house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_knows_that_a_policy_of_a_file_is_judged() {
+    let (folder, kept) = (policies(Some(0.0)), tempfile::tempdir().unwrap());
+    let mut house = House::with(|settings| {
+        settings.policies_dir = Some(folder.path().to_owned());
+        settings.default_policy = "judged".to_owned();
+        settings.records.insert(TenantId::new("local"), RecordLevel::Features);
+        settings.data_dir = kept.path().to_owned();
+    })
+    .await;
+    for _ in 0..6 {
+        let answer = ask(&mut house.client, SURE).await;
+        let decision = answer.finished.unwrap().decision.unwrap();
+        assert_eq!(decision.reason.unwrap().code, "draft_accepted");
+    }
+    house.close().await;
+    let replayed = |policy: String| -> serde_json::Value {
+        let data = kept.path().display().to_string();
+        let dir = folder.path().display().to_string();
+        let words = ["sluice", "replay", "--json", "--policies-dir", &dir, "--data-dir", &data, "--policy", &policy];
+        let arguments = Arguments::try_parse_from(words.map(str::to_owned)).unwrap();
+        // Verbs bring their own runtime.
+        let thread = std::thread::spawn(move || {
+            let mut out = Vec::new();
+            run(arguments, &mut out).map(|_| serde_json::from_slice(&out).unwrap())
+        });
+        thread.join().unwrap().unwrap()
+    };
+    for policy in ["judged".to_owned(), folder.path().join("judged.toml").display().to_string()] {
+        let report = replayed(policy);
+        let figures = &report["policies"][0];
+        // A draft is made here, and has been tried whenever it was logged.
+        assert_eq!(figures["local_share"]["value"].as_f64(), Some(1.0), "{figures}");
+        assert_eq!((figures["untried"].as_f64(), report["changed"].as_u64()), (Some(0.0), Some(0)), "{figures}");
+    }
+    // Without its judge the same policy sends all remote, which was never tried.
+    std::fs::remove_file(folder.path().join("judged.judge.toml")).unwrap();
+    let report = replayed(folder.path().join("judged.toml").display().to_string());
+    assert_eq!(report["policies"][0]["local_share"]["value"].as_f64(), Some(0.0));
+    assert_eq!((report["policies"][0]["untried"].as_f64(), report["changed"].as_u64()), (Some(1.0), Some(6)));
 }

@@ -6,6 +6,7 @@ mod cascade;
 mod ceiling;
 mod crash;
 mod edge;
+mod experiment;
 mod house;
 mod metrics;
 mod models;
