@@ -2,10 +2,14 @@
 //! format loads. What a change did to the model is measured by `evaluate`, not here.
 
 mod calibrate;
+mod directory;
 mod target;
+mod tokens;
 mod weights;
 
 pub use calibrate::{Calibration, calibrate};
+#[cfg(feature = "lab")]
+pub(crate) use directory::neighbours;
 pub use target::Target;
 pub use weights::Weights;
 

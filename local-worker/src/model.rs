@@ -34,17 +34,22 @@ mod watch;
 pub use bert::{Encoder, EncoderScratch, EncoderShape};
 pub use bundled::SLUICE_NANO;
 pub use cache::{BlockId, Cache, CacheFormat, CacheShape, POSITIONS};
+pub(crate) use config::Config;
 pub use decoder::{Decoder, LoadOptions};
 pub use directory::Directory;
 pub use error::LoadError;
-pub(crate) use family::shape_of;
-pub(crate) use format::Format;
+pub(crate) use facts::Facts;
+pub(crate) use family::{of_config as plan_of_config, shape_of};
+pub(crate) use format::{Format, singles};
 pub use gguf::{Gguf, TensorInfo, Value};
 pub use inspect::Inspection;
 pub use mapped::Mapped;
+pub(crate) use names::{Names, Plan};
 pub use quantize::Quantize;
+pub(crate) use rotary::{base as rotary_base, plain as plain_angles};
 pub use shape::{Biases, DecoderShape, Feed, LayerAttention, NormKind, Pairing, Rotary};
 pub use step::{Row, Scratch};
+pub(crate) use tensors::Tensors;
 pub use watch::{Inputs, Site, Watch};
 
 #[cfg(test)]

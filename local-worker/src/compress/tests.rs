@@ -1,5 +1,7 @@
 //! Files written here, read again.
 
+mod directories;
+
 use super::*;
 use crate::engine::{ModelSource, WorkerConfig};
 use crate::evaluate::Probe;

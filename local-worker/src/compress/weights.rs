@@ -3,7 +3,7 @@
 //! Metadata is carried over as it stands but for what speaks of the weights' format, so tokens, template and decline text
 //! stay what they were. Tensors keep the bytes they came in until somebody asks for their numbers.
 
-use super::{CompressError, Target};
+use super::{CompressError, Target, directory};
 use crate::engine::ModelSource;
 use crate::model::{DecoderShape, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO, shape_of};
 use candle_core::quantized::gguf_file::{self, Content, Value};
@@ -27,13 +27,17 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Reads a GGUF file of a model that this build runs.
+    /// Reads a GGUF file, or a directory with `config.json`, safetensors and `tokenizer.json`, of a model that this build runs.
     ///
     /// # Errors
     /// The file is missing or malformed, or of a kind this build can't run.
     pub fn read(source: &ModelSource) -> Result<Self, CompressError> {
         match source {
             ModelSource::Bundled => Self::parse("the bundled model", SLUICE_NANO.ok_or(LoadError::NoBundledModel)?),
+            ModelSource::Path(path) if path.is_dir() => {
+                let (shape, metadata, tensors) = directory::read(path)?;
+                Ok(Self { file: path.display().to_string(), shape, metadata, tensors })
+            }
             ModelSource::Path(path) => {
                 let file = path.display().to_string();
                 let bytes = Mapped::open(path).map_err(|source| LoadError::Io { file: file.clone(), source })?;
@@ -153,16 +157,10 @@ impl Weights {
     /// # Errors
     /// The file can't be written.
     pub fn write(&self, path: &Path) -> Result<(), CompressError> {
-        let metadata: Vec<(&str, &Value)> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-        let tensors: Vec<(&str, &QTensor)> =
-            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let partial = path.with_added_extension("partial");
         let write = || -> std::io::Result<()> {
             let mut file = BufWriter::new(File::create(&partial)?);
-            gguf_file::write(&mut file, &metadata, &tensors).map_err(|error| match error {
-                candle_core::Error::Io(error) => error,
-                error => std::io::Error::other(error),
-            })?;
+            self.put(&mut file)?;
             file.flush()?;
             std::fs::rename(&partial, path)
         };
@@ -170,6 +168,26 @@ impl Weights {
             // What is left of it helps nobody; that it can't be removed neither.
             let _left = std::fs::remove_file(&partial);
             CompressError::Unwritable { path: path.to_owned(), error }
+        })
+    }
+
+    /// The bytes of the GGUF file that [`Weights::write`] would write.
+    ///
+    /// # Errors
+    /// A tensor can't be written, which none that was read is.
+    pub fn bytes(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Cursor::new(Vec::new());
+        self.put(&mut bytes)?;
+        Ok(bytes.into_inner())
+    }
+
+    fn put<W: std::io::Write + std::io::Seek>(&self, out: &mut W) -> std::io::Result<()> {
+        let metadata: Vec<(&str, &Value)> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let tensors: Vec<(&str, &QTensor)> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        gguf_file::write(out, &metadata, &tensors).map_err(|error| match error {
+            candle_core::Error::Io(error) => error,
+            error => std::io::Error::other(error),
         })
     }
 

@@ -13,7 +13,7 @@ use crate::model::Quantize;
 /// Where a model's file comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A GGUF file.
+    /// A GGUF file, or a directory with `config.json`, safetensors and `tokenizer.json` (Llama, Qwen 2 and Qwen 3).
     Path(PathBuf),
     /// The model compiled into this crate.
     Bundled,

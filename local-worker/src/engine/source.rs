@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::front::Front;
 use super::request::{ModelInfo, ModelSource, WorkerConfig};
+use crate::compress::{CompressError, Weights};
 use crate::model::{Decoder, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
@@ -26,6 +27,16 @@ pub(crate) fn load(name: &str, source: &ModelSource, config: &WorkerConfig) -> R
     let started = Instant::now();
     match source {
         ModelSource::Bundled => load_bytes(name, name, SLUICE_NANO.ok_or(LoadError::NoBundledModel)?, config, started),
+        ModelSource::Path(path) if path.is_dir() => {
+            let file = path.display().to_string();
+            let unsound = |problem: String| LoadError::Malformed { file: file.clone(), problem };
+            let weights = Weights::read(source).map_err(|error| match error {
+                CompressError::Source(error) => error,
+                error => unsound(error.to_string()),
+            })?;
+            let bytes = weights.bytes().map_err(|error| unsound(error.to_string()))?;
+            load_bytes(name, &file, &bytes, config, started)
+        }
         ModelSource::Path(path) => {
             let file = path.display().to_string();
             let bytes = Mapped::open(path).map_err(|source| LoadError::Io { file: file.clone(), source })?;

@@ -121,7 +121,12 @@ impl Directory {
         self.places.values().map(move |(_, place)| (place.kind.clone(), count(place)))
     }
 
-    pub(super) fn config(&self) -> &Config {
+    /// A tensor's sizes, rows first.
+    pub(crate) fn shape_of(&self, tensor: &str) -> Option<Vec<usize>> {
+        self.places.get(tensor).map(|(_, place)| place.shape.clone())
+    }
+
+    pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 }

@@ -39,13 +39,24 @@ pub fn plain(base: f64, turned: usize) -> Vec<f64> {
 /// # Errors
 /// Values are missing, impossible or of a kind this build doesn't know.
 pub fn of_config(config: &Config, head: usize, context: usize, options: &LoadOptions) -> Result<Rotary, LoadError> {
-    let scaling = config.object("rope_parameters").or_else(|| config.object("rope_scaling"));
-    let inner = scaling.as_ref().map(|scaling| scaling.positive("rope_theta")).transpose()?.flatten();
-    let base = match inner {
+    let (scaling, base) = (scaling(config), base(config)?);
+    stretched(&Turned { config, scaling: scaling.as_ref(), base, head, context }, options)
+}
+
+fn scaling(config: &Config) -> Option<Config> {
+    config.object("rope_parameters").or_else(|| config.object("rope_scaling"))
+}
+
+/// The base of a configuration's angles.
+///
+/// # Errors
+/// It is not above 0.
+pub fn base(config: &Config) -> Result<f64, LoadError> {
+    let inner = scaling(config).map(|scaling| scaling.positive("rope_theta")).transpose()?.flatten();
+    Ok(match inner {
         Some(base) => base,
         None => config.positive("rope_theta")?.unwrap_or(10_000.0),
-    };
-    stretched(&Turned { config, scaling: scaling.as_ref(), base, head, context }, options)
+    })
 }
 
 /// The angles under a scaling.

@@ -3,9 +3,10 @@
 use super::TrainError;
 use super::network::Network;
 use super::vocabulary::{CHAT_TEMPLATE, Vocabulary};
+use crate::compress::neighbours;
+use candle_core::Result;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Result, Tensor};
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
@@ -83,18 +84,12 @@ fn tensors(network: &Network) -> Result<Vec<(String, QTensor)>> {
             _ => None,
         };
         if let Some(heads) = heads {
-            tensor = interleave(&tensor, heads)?;
+            tensor = neighbours(&tensor, heads)?;
         }
         let kind = if tensor.dims().len() > 1 { GgmlDType::Q8_0 } else { GgmlDType::F32 };
         tensors.push((name.clone(), QTensor::quantize(&tensor, kind)?));
     }
     Ok(tensors)
-}
-
-/// Rows of a rotary matrix from pairs (i, i + head/2) to pairs (2i, 2i + 1), head by head.
-fn interleave(matrix: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, columns) = matrix.dims2()?;
-    matrix.reshape((heads, 2, rows / heads / 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
 }
 
 // That the engine computes what the network does is tested from outside, in `tests/lab_export.rs`.

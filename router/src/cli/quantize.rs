@@ -18,7 +18,7 @@ use std::process::ExitCode;
 /// Arguments of `quantize`.
 #[derive(Clone, Debug, Args)]
 pub struct QuantizeArguments {
-    /// A GGUF file of floating-point weights, or a model of the catalog.
+    /// A GGUF file or a folder with safetensors and `tokenizer.json`, of floating-point weights; or a model of the catalog.
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// The catalog to look a name up in; the one inside the binary if absent.
