@@ -7,6 +7,7 @@
 use super::Scorer;
 use super::features::FEATURES_VERSION;
 use super::surface::SURFACE;
+use super::trees::Trees;
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 8] = b"SLSCORE\x01";
@@ -53,6 +54,10 @@ struct Header {
     scale: f32,
     surface: Vec<f32>,
     seen: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    halves: bool,
+    #[serde(default, skip_serializing_if = "Trees::is_empty")]
+    trees: Trees,
 }
 
 impl Scorer {
@@ -64,6 +69,8 @@ impl Scorer {
             scale: self.scale,
             surface: self.surface.to_vec(),
             seen: self.seen,
+            halves: self.halves,
+            trees: self.trees.clone(),
         };
         // A struct of numbers and a list of numbers always becomes JSON.
         let header = serde_json::to_vec(&header).unwrap_or_default();
@@ -109,9 +116,12 @@ impl Scorer {
         header.scorer(weights, computed)
     }
 
-    /// Builds a scorer from its parts and names its version.
-    pub(super) fn assemble(weights: Box<[i16]>, scale: f32, surface: [f32; SURFACE], seen: u64) -> Self {
-        let mut scorer = Self { weights, scale, surface, seen, version: String::new() };
+    /// Builds a scorer from weights in full precision, rounds them to 16 bits and names its version.
+    pub(super) fn rounded(hashed: &[f32], surface: [f32; SURFACE], seen: u64, halves: bool, trees: Trees) -> Self {
+        let largest = hashed.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
+        let scale = (largest / f32::from(i16::MAX)).max(f32::MIN_POSITIVE);
+        let weights = hashed.iter().map(|weight| (weight / scale).round() as i16).collect();
+        let mut scorer = Self { weights, scale, surface, seen, halves, trees, version: String::new() };
         let bytes = scorer.to_bytes();
         let body = bytes.len() - HASH_BYTES;
         scorer.version = version(blake3::hash(bytes.get(..body).unwrap_or_default()));
@@ -133,6 +143,9 @@ impl Header {
         if !finite {
             return Err(ScorerFileError::Header("a weight is not a number".to_owned()));
         }
+        if !header.trees.sound() {
+            return Err(ScorerFileError::Header("a tree splits on what is not there".to_owned()));
+        }
         Ok(header)
     }
 
@@ -141,7 +154,15 @@ impl Header {
             let problem = format!("{} surface weights, this build has {SURFACE}", surface.len());
             ScorerFileError::Header(problem)
         })?;
-        Ok(Scorer { weights, scale: self.scale, surface, seen: self.seen, version: version(hash) })
+        Ok(Scorer {
+            weights,
+            scale: self.scale,
+            surface,
+            seen: self.seen,
+            halves: self.halves,
+            trees: self.trees,
+            version: version(hash),
+        })
     }
 }
 

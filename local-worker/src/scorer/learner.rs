@@ -7,6 +7,7 @@
 use super::features::{GROUPS, Sink, visit};
 use super::file::BITS;
 use super::surface::SURFACE;
+use super::trees::Trees;
 use super::{Scorer, Turn, group_norm};
 
 /// One graded conversation.
@@ -58,6 +59,12 @@ pub enum FitError {
         target: f32,
         /// Its weight.
         weight: f32,
+    },
+    /// All examples are near-duplicates of each other, as far as dealing them to folds can tell.
+    #[error("the {cases} examples are of too few kinds to compare ways of scoring: outcomes of more different prompts are needed")]
+    OneGroup {
+        /// Examples there are.
+        cases: usize,
     },
     /// An option out of range.
     #[error("{option} is {value}, which is not {expected}")]
@@ -160,14 +167,11 @@ impl Learner {
         let table = 1 << self.options.bits;
         let weights: Vec<f32> = (0..self.sums.len()).map(|slot| self.weight(slot)).collect();
         let (hashed, seen_surface) = weights.split_at(table);
-        let largest = hashed.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
-        let scale = (largest / f32::from(i16::MAX)).max(f32::MIN_POSITIVE);
-        let rounded = hashed.iter().map(|weight| (weight / scale).round() as i16).collect();
         let mut surface = [0.0; SURFACE];
         for (to, from) in surface.iter_mut().zip(seen_surface) {
             *to = *from;
         }
-        Scorer::assemble(rounded, scale, surface, self.seen)
+        Scorer::rounded(hashed, surface, self.seen, false, Trees::default())
     }
 
     fn learn(&mut self, example: &Example<'_>) {

@@ -5,7 +5,7 @@
 
 use super::features::{GROUPS, Sink, visit};
 use super::surface::name;
-use super::{Scorer, Turn, group_norm};
+use super::{SAID, Scorer, Turn, first, group_norm, region, shape};
 use std::collections::BTreeMap;
 
 /// A contribution to a raw score.
@@ -21,8 +21,13 @@ impl Scorer {
     /// The `most` strongest contributions, strongest first. They do not add up to the score: weak ones and the bias are
     /// left out.
     pub fn reasons(&self, turns: &[Turn<'_>], most: usize) -> Vec<Reason> {
-        let mut sink =
-            WordSink { weights: &self.weights, pending: [0; GROUPS], counts: [0; GROUPS], words: BTreeMap::new() };
+        let mut sink = WordSink {
+            weights: &self.weights,
+            halves: self.halves.then(|| (self.bits(), Box::new([0; SAID]))),
+            pending: [0; GROUPS],
+            counts: [0; GROUPS],
+            words: BTreeMap::new(),
+        };
         let surface = visit(turns, self.bits(), &mut sink);
         let norms = sink.counts.map(group_norm);
         let words = sink.words.into_iter().map(|(word, sums)| {
@@ -34,7 +39,12 @@ impl Scorer {
             what: name(place).to_owned(),
             push: f64::from(*weight) * f64::from(value),
         });
-        let mut reasons: Vec<Reason> = words.chain(shapes).filter(|reason| reason.push != 0.0).collect();
+        let trees = (!self.trees.is_empty()).then(|| self.trees.credits(&shape::shapes(turns)));
+        let trees = trees.iter().flatten().enumerate().map(|(place, credit)| Reason {
+            what: shape::name(place).to_owned(),
+            push: *credit,
+        });
+        let mut reasons: Vec<Reason> = words.chain(shapes).chain(trees).filter(|reason| reason.push != 0.0).collect();
         reasons.sort_by(|a, b| b.push.abs().total_cmp(&a.push.abs()).then(a.what.cmp(&b.what)));
         reasons.truncate(most);
         reasons
@@ -43,6 +53,8 @@ impl Scorer {
 
 struct WordSink<'weights> {
     weights: &'weights [i16],
+    /// Bits of the table and words that were there, where words and characters have halves of it.
+    halves: Option<(u32, Box<[u64; SAID]>)>,
     pending: [i64; GROUPS],
     counts: [u32; GROUPS],
     words: BTreeMap<String, [i64; GROUPS]>,
@@ -50,8 +62,17 @@ struct WordSink<'weights> {
 
 impl Sink for WordSink<'_> {
     fn slots<const N: usize>(&mut self, group: usize, slots: [usize; N]) {
-        let weight = |slot: usize| i64::from(self.weights.get(slot).copied().unwrap_or(0));
-        let sum: i64 = slots.into_iter().map(weight).sum();
+        let mut sum = 0;
+        for mut slot in slots {
+            let mut counts = true;
+            if let Some((bits, said)) = &mut self.halves {
+                slot = region(group, slot, *bits);
+                counts = group % 2 == 1 || first(said, group, slot);
+            }
+            if counts {
+                sum += i64::from(self.weights.get(slot).copied().unwrap_or(0));
+            }
+        }
         if let (Some(pending), Some(count)) = (self.pending.get_mut(group), self.counts.get_mut(group)) {
             *pending += sum;
             *count += N as u32;

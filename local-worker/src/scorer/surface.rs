@@ -6,6 +6,9 @@
 /// How many surface features there are, the bias included.
 pub(super) const SURFACE: usize = NAMES.len();
 
+/// Place of the length of the conversation.
+pub(super) const LENGTH: usize = 1;
+
 const NAMES: [&str; 36] = [
     "bias",
     "length",
