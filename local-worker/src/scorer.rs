@@ -19,7 +19,7 @@ mod file;
 mod learner;
 mod reasons;
 mod shape;
-mod sparse;
+pub mod sparse;
 mod surface;
 mod trees;
 

@@ -10,6 +10,7 @@ pub mod calibration;
 pub mod certificate;
 pub mod estimate;
 pub mod drift;
+pub mod frontier;
 pub mod grading;
 pub mod live;
 pub mod outcome;

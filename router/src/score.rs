@@ -4,8 +4,10 @@
 //! with a version that certificates name. Scorers are swapped whole while requests run. This module must not know
 //! policies or routes, and holds no code about n-grams.
 
+pub mod blend;
 pub mod file;
 pub mod report;
+pub mod routing;
 pub mod solve;
 pub mod train;
 
@@ -61,6 +63,8 @@ pub struct PairScorer {
     pair: Pair,
     scorer: Scorer,
     calibration: Calibration,
+    /// From raw scores to what the large model would gain, where it was fitted.
+    gain: Option<Gain>,
     /// Hash of the outcomes it was trained on.
     outcomes: String,
     version: String,
@@ -98,10 +102,48 @@ impl PairScorer {
         Ok(Score::new(self.calibration.apply(self.scorer.score(turns)))?)
     }
 
+    /// The raw score, which orders conversations as [`PairScorer::score`] does, without its steps.
+    pub fn raw(&self, turns: &[Turn<'_>]) -> f64 {
+        self.scorer.score(turns)
+    }
+
+    /// By how much the large model's answer is expected to be better, in quality from -1 to 1: what a call to it buys.
+    /// `None` where the scorer was fitted without it.
+    pub fn expected_gain(&self, messages: &[Message]) -> Option<f64> {
+        self.gain.map(|gain| gain.of(self.scorer.score(&turns(messages))))
+    }
+
     /// The `most` strongest reasons, strongest first, for Explain: words of the conversation and shapes of the text, with
     /// what each adds to the raw log-odds.
     pub fn reasons(&self, messages: &[Message], most: usize) -> Vec<Reason> {
         self.scorer.reasons(&turns(messages), most)
+    }
+}
+
+/// A line from raw scores to the expected gain by the large model; it never rises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gain {
+    /// Change for one raw score; at most 0.
+    pub slope: f64,
+    /// Gain at a raw score of 0.
+    pub offset: f64,
+}
+
+impl Gain {
+    /// Least squares on raw scores with the gains that were seen; flat where they do not fall.
+    pub fn fit(rows: &[(f64, f64)]) -> Self {
+        let n = rows.len().max(1) as f64;
+        let (x, y) = rows.iter().fold((0.0, 0.0), |(x, y), row| (x + row.0 / n, y + row.1 / n));
+        let (cross, square) = rows.iter().fold((0.0, 0.0), |(cross, square), row| {
+            (cross + (row.0 - x) * (row.1 - y), square + (row.0 - x) * (row.0 - x))
+        });
+        let slope = if square > 0.0 { (cross / square).min(0.0) } else { 0.0 };
+        Self { slope, offset: y - slope * x }
+    }
+
+    /// The gain at a raw score, within `[-1, 1]`.
+    pub fn of(self, raw: f64) -> f64 {
+        (self.slope * raw + self.offset).clamp(-1.0, 1.0)
     }
 }
 

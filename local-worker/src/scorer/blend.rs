@@ -170,7 +170,8 @@ impl Rows {
 
     /// The parts as fitted on some of the rows.
     fn parts(&self, learn: &[usize], seed: u64) -> Parts {
-        let pick = |values: &[f32]| -> Vec<f32> { learn.iter().filter_map(|place| values.get(*place)).copied().collect() };
+        let pick =
+            |values: &[f32]| -> Vec<f32> { learn.iter().filter_map(|place| values.get(*place)).copied().collect() };
         let (own, shared, weights) = (pick(&self.own), pick(&self.shared), pick(&self.weights));
         let views: Vec<&View> = learn.iter().filter_map(|place| self.views.get(*place)).collect();
         let table = |row: fn(&View) -> &Row, targets: &[f32], alpha| {
@@ -244,7 +245,8 @@ struct Parts {
 impl Parts {
     /// What each part says of a conversation.
     fn values(&self, view: &View) -> [f32; PARTS] {
-        let plain = |weights: &[f32; SURFACE]| weights.iter().zip(view.surface).map(|(weight, value)| weight * value).sum();
+        let plain =
+            |weights: &[f32; SURFACE]| weights.iter().zip(view.surface).map(|(weight, value)| weight * value).sum();
         let [own, shared, characters] = &self.tables;
         [
             dot(own, &view.words),
@@ -290,7 +292,8 @@ impl Shares {
         let column = |part: usize| values.iter().map(move |values| values[part]);
         let columns: [Vec<f32>; PARTS] = std::array::from_fn(|part| standard(column(part), &rows.weights));
         let product = |a: &[f32], b: &[f32]| -> f64 {
-            let terms = a.iter().zip(b).zip(&rows.weights).map(|((a, b), weight)| f64::from(a * b) * f64::from(*weight));
+            let terms =
+                a.iter().zip(b).zip(&rows.weights).map(|((a, b), weight)| f64::from(a * b) * f64::from(*weight));
             terms.sum()
         };
         let mut worth = [PRIOR_SHARE; PARTS];
@@ -306,8 +309,10 @@ impl Shares {
         let total: f64 = rows.weights.iter().map(|weight| f64::from(*weight)).sum();
         let factors = std::array::from_fn(|part| {
             let mean = column(part).zip(&rows.weights).map(|(v, w)| f64::from(v * w)).sum::<f64>() / total;
-            let spread =
-                column(part).zip(&rows.weights).map(|(v, w)| (f64::from(v) - mean).powi(2) * f64::from(*w)).sum::<f64>();
+            let spread = column(part)
+                .zip(&rows.weights)
+                .map(|(v, w)| (f64::from(v) - mean).powi(2) * f64::from(*w))
+                .sum::<f64>();
             let deviation = (spread / total).sqrt();
             if deviation > 1e-6 { worth[part] / deviation } else { 0.0 }
         });

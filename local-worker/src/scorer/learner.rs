@@ -61,7 +61,9 @@ pub enum FitError {
         weight: f32,
     },
     /// All examples are near-duplicates of each other, as far as dealing them to folds can tell.
-    #[error("the {cases} examples are of too few kinds to compare ways of scoring: outcomes of more different prompts are needed")]
+    #[error(
+        "the {cases} examples are of too few kinds to compare ways of scoring: outcomes of more different prompts are needed"
+    )]
     OneGroup {
         /// Examples there are.
         cases: usize,

@@ -40,10 +40,11 @@ impl Scorer {
             push: f64::from(*weight) * f64::from(value),
         });
         let trees = (!self.trees.is_empty()).then(|| self.trees.credits(&shape::shapes(turns)));
-        let trees = trees.iter().flatten().enumerate().map(|(place, credit)| Reason {
-            what: shape::name(place).to_owned(),
-            push: *credit,
-        });
+        let trees = trees
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(place, credit)| Reason { what: shape::name(place).to_owned(), push: *credit });
         let mut reasons: Vec<Reason> = words.chain(shapes).chain(trees).filter(|reason| reason.push != 0.0).collect();
         reasons.sort_by(|a, b| b.push.abs().total_cmp(&a.push.abs()).then(a.what.cmp(&b.what)));
         reasons.truncate(most);

@@ -315,7 +315,8 @@ impl Reader {
         let mut shapes = self.counts.map(|count| count as f32);
         let words = self.words.max(1) as f32;
         let different = |bits: &[u64]| {
-            let (slots, set) = ((bits.len() * 64) as f32, bits.iter().map(|word| word.count_ones()).sum::<u32>() as f32);
+            let (slots, set) =
+                ((bits.len() * 64) as f32, bits.iter().map(|word| word.count_ones()).sum::<u32>() as f32);
             // How many names set so many bits on average.
             -slots * (1.0 - set.min(slots - 1.0) / slots).ln()
         };

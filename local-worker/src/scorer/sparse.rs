@@ -4,7 +4,7 @@
 //! the same weights.
 
 /// The columns of a row that are not 0, with their values.
-pub(super) type Row = Vec<(u32, f32)>;
+pub type Row = Vec<(u32, f32)>;
 
 /// Enough for about three digits: what is fitted is noisier than that.
 const STEPS: usize = 40;
@@ -12,7 +12,36 @@ const ENOUGH: f64 = 1e-6;
 
 /// The weights `w` and bias that make `sum weight * (target - bias - w . row)^2 + alpha * |w|^2` least, of a table with
 /// `columns` columns; the bias, last, is not held back. Rows, targets and weights go together.
-pub(super) fn ridge(rows: &[&Row], targets: &[f32], weights: &[f32], alpha: f32, columns: usize) -> Vec<f32> {
+pub fn ridge(rows: &[&Row], targets: &[f32], weights: &[f32], alpha: f32, columns: usize) -> Vec<f32> {
+    // Only columns that occur are worked on: a table is much larger than what a few hundred rows use of it.
+    let mut place = vec![u32::MAX; columns];
+    let mut used = Vec::new();
+    let mut compact = |row: &&Row| -> Row {
+        let slot = |(column, value): &(u32, f32)| {
+            let place = place.get_mut(*column as usize)?;
+            if *place == u32::MAX {
+                *place = used.len() as u32;
+                used.push(*column);
+            }
+            Some((*place, *value))
+        };
+        row.iter().filter_map(slot).collect()
+    };
+    let rows: Vec<Row> = rows.iter().map(&mut compact).collect();
+    let solved = solve(&rows, targets, weights, alpha, used.len());
+    let mut solution = vec![0.0; columns + 1];
+    for (column, weight) in used.iter().zip(&solved) {
+        if let Some(to) = solution.get_mut(*column as usize) {
+            *to = *weight;
+        }
+    }
+    if let (Some(to), Some(bias)) = (solution.last_mut(), solved.last()) {
+        *to = *bias;
+    }
+    solution
+}
+
+fn solve(rows: &[Row], targets: &[f32], weights: &[f32], alpha: f32, columns: usize) -> Vec<f32> {
     let mut solution = vec![0.0; columns + 1];
     let mut residual = vec![0.0; columns + 1];
     for ((row, target), weight) in rows.iter().zip(targets).zip(weights) {
@@ -54,7 +83,7 @@ pub(super) fn ridge(rows: &[&Row], targets: &[f32], weights: &[f32], alpha: f32,
 }
 
 /// A row times weights, plus the bias.
-pub(super) fn dot(weights: &[f32], row: &Row) -> f32 {
+pub fn dot(weights: &[f32], row: &Row) -> f32 {
     let weight = |slot: u32| weights.get(slot as usize).copied().unwrap_or(0.0);
     row.iter().map(|(slot, value)| weight(*slot) * value).sum::<f32>() + weights.last().copied().unwrap_or(0.0)
 }

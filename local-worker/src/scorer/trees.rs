@@ -288,12 +288,9 @@ mod tests {
         let (rows, targets) = rows(1500);
         let trees = Trees::fit(&rows, &targets, &vec![1.0; rows.len()], 1);
         assert!(trees.sound());
-        let error: f64 = rows
-            .iter()
-            .zip(&targets)
-            .map(|(row, target)| (trees.value(row) - f64::from(*target)).powi(2))
-            .sum::<f64>()
-            / rows.len() as f64;
+        let error: f64 =
+            rows.iter().zip(&targets).map(|(row, target)| (trees.value(row) - f64::from(*target)).powi(2)).sum::<f64>()
+                / rows.len() as f64;
         assert!(error < 0.04, "{error}");
         let credits = trees.credits(&rows[0]);
         let sum: f64 = credits.iter().sum();

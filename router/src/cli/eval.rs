@@ -1,5 +1,6 @@
 //! `sluice eval model`: a local model's answers to a suite, graded task by task, and how well it foretells text.
 
+pub mod routing;
 pub mod source;
 
 use crate::cli::table::{self, Align};
@@ -22,6 +23,8 @@ use std::time::Duration;
 pub enum EvalVerb {
     /// A local model on a suite of questions, by each task's metric, and on text.
     Model(ModelArguments),
+    /// Scorers on recorded outcomes that they were not fitted on, beside simple rules.
+    Routing(routing::RoutingArguments),
 }
 
 /// Arguments of `eval model`.
@@ -66,6 +69,7 @@ pub struct ModelArguments {
 pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
         EvalVerb::Model(arguments) => model(arguments, out),
+        EvalVerb::Routing(arguments) => routing::run(arguments, out),
     }
 }
 

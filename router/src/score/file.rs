@@ -1,6 +1,6 @@
 //! A pair's scorer as a file, `NAME.scorer`: magic, a JSON header with pair and calibration, the raw scorer, a blake3 hash.
 
-use super::{Pair, PairScorer};
+use super::{Gain, Pair, PairScorer};
 use crate::evidence::calibration::Calibration;
 use local_worker::scorer::{SLUICE_NANO_SCORER, Scorer, ScorerFileError};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,15 @@ struct Header {
     large: String,
     outcomes: String,
     calibration: RawCalibration,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gain: Option<RawGain>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGain {
+    slope: f64,
+    offset: f64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,11 +62,20 @@ enum RawCalibration {
 impl PairScorer {
     /// Joins a raw scorer and its calibration, trained on the outcomes of this hash.
     pub fn new(pair: Pair, scorer: Scorer, calibration: Calibration, outcomes: String) -> Self {
-        let mut made = Self { pair, scorer, calibration, outcomes, version: String::new() };
-        let bytes = made.to_bytes();
+        Self { pair, scorer, calibration, gain: None, outcomes, version: String::new() }.named()
+    }
+
+    /// The same with a line from raw scores to the gain by the large model.
+    pub fn with_gain(self, gain: Gain) -> Self {
+        Self { gain: Some(gain), ..self }.named()
+    }
+
+    /// Gives it the version of its content.
+    fn named(mut self) -> Self {
+        let bytes = self.to_bytes();
         let body = bytes.len().saturating_sub(HASH_BYTES);
-        made.version = version(blake3::hash(bytes.get(..body).unwrap_or_default()));
-        made
+        self.version = version(blake3::hash(bytes.get(..body).unwrap_or_default()));
+        self
     }
 
     /// The bytes of the scorer's file.
@@ -70,6 +88,7 @@ impl PairScorer {
                 Calibration::Platt { slope, offset } => RawCalibration::Platt { slope: *slope, offset: *offset },
                 Calibration::Isotonic(points) => RawCalibration::Isotonic { points: points.clone() },
             },
+            gain: self.gain.map(|Gain { slope, offset }| RawGain { slope, offset }),
         };
         // A struct of texts and numbers always becomes JSON.
         let header = serde_json::to_vec(&header).unwrap_or_default();
@@ -102,7 +121,14 @@ impl PairScorer {
         let (header, scorer) = rest.split_at_checked(length).ok_or_else(short)?;
         let header: Header =
             serde_json::from_slice(header).map_err(|error| PairFileError::Header(error.to_string()))?;
+        let gain = header.gain.map(|RawGain { slope, offset }| Gain { slope, offset });
+        if gain.is_some_and(|gain| !(gain.slope <= 0.0 && gain.slope.is_finite() && gain.offset.is_finite())) {
+            return Err(PairFileError::Header(
+                "gain: slope and offset must be numbers, the slope at most 0".to_owned(),
+            ));
+        }
         Ok(Self {
+            gain,
             pair: Pair::new(header.small, header.large),
             scorer: Scorer::from_bytes(scorer)?,
             calibration: header.calibration.checked()?,

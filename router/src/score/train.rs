@@ -4,6 +4,7 @@
 //! part: half fits the weights, a fifth the calibration, and the rest is evidence, for the figures in the card and for the
 //! certificate. The dealing depends on nothing but cluster names.
 
+use super::blend::HEAVIEST;
 use super::report::Report;
 use super::{Pair, PairScorer, ScoreError};
 use crate::evidence::bound::Evidence;
@@ -98,7 +99,7 @@ impl Purpose {
 }
 
 /// A number that depends on a name only, evenly spread; one name has independent numbers for different uses.
-fn place(used_for: &str, name: &str) -> u64 {
+pub(crate) fn place(used_for: &str, name: &str) -> u64 {
     let mut hash = blake3::Hasher::new_derive_key("sluice 2026 split of outcomes");
     hash.update(used_for.as_bytes());
     hash.update(&[0]);
@@ -106,9 +107,6 @@ fn place(used_for: &str, name: &str) -> u64 {
     let bytes = hash.finalize();
     bytes.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
-
-/// A row that was seldom recorded counts for at most this many when fitting.
-const HEAVIEST: f64 = 20.0;
 
 /// Trains a scorer for a pair of models.
 ///

@@ -64,9 +64,8 @@ fn the_scorer_is_the_blend_of_its_parts() {
     let cases: Vec<Case<'_>> = turns.iter().map(|turns| turns.as_slice()).zip(&made).enumerate().map(case).collect();
     let rows = Rows::of(&cases);
     let all: Vec<usize> = (0..cases.len()).collect();
-    let values: Vec<[f32; PARTS]> = (0..cases.len())
-        .map(|place| std::array::from_fn(|part| (place * (part + 3) % 17) as f32))
-        .collect();
+    let values: Vec<[f32; PARTS]> =
+        (0..cases.len()).map(|place| std::array::from_fn(|part| (place * (part + 3) % 17) as f32)).collect();
     let shares = Shares::of(&values, &rows);
     let (parts, same) = (rows.parts(&all, 3), rows.parts(&all, 3));
     let scorer = parts.scorer(&shares, 1);
