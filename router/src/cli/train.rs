@@ -11,7 +11,7 @@ use crate::learn::recorded::{Having, Wanted};
 use crate::policy::{Objective, Policy};
 use crate::score::report::measure_latency;
 use crate::score::solve::{SolveFor, certify};
-use crate::score::train::{TrainOptions, TrainedScorer, train};
+use crate::score::train::{TrainOptions, TrainedScorer, Way, train};
 use crate::score::{Pair, PairScorer};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -86,7 +86,7 @@ fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     }
     let options = TrainOptions {
         pair: Pair::new(&arguments.small, &arguments.large),
-        fits: FitOptions::candidates(arguments.seed).to_vec(),
+        ways: Way::candidates(arguments.seed),
         outcomes_hash: outcomes.hash.clone(),
     };
     let trained = train(&outcomes.rows, &options)?;

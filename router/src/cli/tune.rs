@@ -10,7 +10,6 @@ use crate::replay::tune::coverage::{Coverage, coverage};
 use crate::replay::tune::{Hindsight, PairResult, Segment, TuneOptions, tune};
 use anyhow::Context as _;
 use clap::Args;
-use local_worker::scorer::FitOptions;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -63,12 +62,7 @@ pub fn run(arguments: &TuneArguments, out: &mut dyn Write) -> anyhow::Result<Exi
     let wanted = Wanted { tenant: arguments.tenant.clone(), having: Having::Score, feedback: false };
     let (outcomes, read) = super::outcomes_of(&arguments.outcomes, arguments.from_ledger.as_deref(), &wanted)?;
     let validate = arguments.validate.as_deref().map(|file| Outcomes::read(&[file])).transpose()?;
-    let options = TuneOptions {
-        promise: promise(arguments, &outcomes)?,
-        segment: arguments.segment,
-        fits: FitOptions::candidates(FitOptions::default().seed).to_vec(),
-        outcomes_hash: outcomes.hash.clone(),
-    };
+    let options = TuneOptions { promise: promise(arguments, &outcomes)?, segment: arguments.segment };
     let mut notes = outcomes.notes.clone();
     notes.extend(read);
     notes.extend(validate.iter().flat_map(|outcomes| outcomes.notes.clone()));

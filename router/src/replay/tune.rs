@@ -3,16 +3,16 @@
 //! Clusters of near-duplicates are dealt by a hash to scorer, certificate and check; rows that carry a recorded score need no
 //! scorer and are all evidence. This module reads no files and prints nothing.
 //!
-//! A scorer that is fitted here only serves to rank: few outcomes give calibrations with long flat steps, and a threshold
-//! cannot cut a step. So its scores become ranks among those of its own rows, with ties dealt by a hash of the prompt. A
-//! step is then divided as by a coin, which keeps the promise as well as taking all or none of it. A pair for which no
-//! scorer can be fitted is one such step.
+//! A scorer that is fitted here only serves to rank: a calibration needs rows of its own and has flat steps, which a threshold
+//! cannot cut. So raw scores become ranks among those that its own rows got from parts that had not seen them, with ties
+//! dealt by a hash of the prompt. Equal scores are then divided as by a coin, which keeps the promise as well as taking all
+//! or none of them. A pair for which no scorer can be fitted is one such step.
 
 use crate::evidence::bound::{BoundError, Evidence, Promise, Solution, grid, solve};
 use crate::evidence::outcome::Outcome;
-use crate::score::train::{TrainOptions, train};
-use crate::score::{Pair, PairScorer, ScoreError};
-use local_worker::scorer::{FitOptions, Turn};
+use crate::score::Pair;
+use crate::score::blend::{Shared, raw};
+use local_worker::scorer::{Scorer, Turn};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Percent of the clusters that fit and calibrate the scorer, and of those that check the promise where no other file does.
@@ -44,16 +44,12 @@ impl Segment {
 }
 
 /// What to tune.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TuneOptions {
     /// What is to be proven.
     pub promise: Promise,
     /// Certificates for parts of the traffic as well.
     pub segment: Option<Segment>,
-    /// Ways of fitting a scorer where none was recorded.
-    pub fits: Vec<FitOptions>,
-    /// Hash of the outcomes.
-    pub outcomes_hash: String,
 }
 
 /// Routed quality at a threshold, measured on rows.
@@ -129,9 +125,6 @@ pub enum TuneError {
     /// Numbers out of range.
     #[error(transparent)]
     Bound(#[from] BoundError),
-    /// The scorer failed.
-    #[error(transparent)]
-    Score(#[from] ScoreError),
 }
 
 /// Solves every pair of the outcomes, in the order of their first rows, and checks on `validate` or on held-out clusters.
@@ -143,7 +136,8 @@ pub fn tune(
     validate: Option<&[Outcome]>,
     options: &TuneOptions,
 ) -> Result<Vec<PairResult>, TuneError> {
-    pairs(outcomes).into_iter().map(|pair| tune_pair(pair, outcomes, validate, options)).collect()
+    let shared = Shared::of(outcomes.iter().filter(|row| fits(row)));
+    pairs(outcomes).into_iter().map(|pair| tune_pair(pair, outcomes, validate, &shared, options)).collect()
 }
 
 /// The pairs rows speak about, in the order of their first rows.
@@ -157,10 +151,16 @@ fn of_pair<'rows>(outcomes: &'rows [Outcome], pair: &Pair) -> Vec<&'rows Outcome
     outcomes.iter().filter(|row| row.small == pair.small && row.large == pair.large).collect()
 }
 
+/// Whether a row is of the clusters that scorers are fitted on.
+fn fits(row: &Outcome) -> bool {
+    place("fit", &row.cluster) % 100 < FIT_PERCENT
+}
+
 fn tune_pair(
     pair: Pair,
     outcomes: &[Outcome],
     validate: Option<&[Outcome]>,
+    shared: &Shared,
     options: &TuneOptions,
 ) -> Result<PairResult, TuneError> {
     let rows = of_pair(outcomes, &pair);
@@ -170,16 +170,15 @@ fn tune_pair(
     }
     let recorded = recorded_scores(&pair, rows.iter().chain(validation.iter().flatten()).copied())?;
     let mut notes = Vec::new();
-    let (fit, rest): (Vec<&Outcome>, Vec<&Outcome>) =
-        rows.iter().partition(|row| !recorded && place("fit", &row.cluster) % 100 < FIT_PERCENT);
+    let (fit, rest): (Vec<&Outcome>, Vec<&Outcome>) = rows.iter().partition(|row| !recorded && fits(row));
     let checked = |row: &&&Outcome| validation.is_none() && place("check", &row.cluster) % 100 < CHECK_PERCENT;
     let check: Vec<&Outcome> = rest.iter().filter(checked).copied().collect();
     let certify: Vec<&Outcome> = rest.iter().filter(|row| !checked(row)).copied().collect();
-    let scores = if recorded { Scores::Recorded } else { Scores::fit(&pair, &fit, options, &mut notes)? };
-    let evidence = scores.evidence(&certify)?;
+    let scores = if recorded { Scores::Recorded } else { Scores::fit(&pair, &fit, shared, &mut notes) };
+    let evidence = scores.evidence(&certify);
     let solution = solve(&evidence, options.promise)?;
     let check = validation.unwrap_or(check);
-    let checked: Vec<Evidence> = check.iter().map(|row| scores.row(row, 1.0)).collect::<Result<_, _>>()?;
+    let checked: Vec<Evidence> = check.iter().map(|row| scores.row(row, 1.0)).collect();
     let outcomes_per_evidence = rows.len() as f64 / evidence.len().max(1) as f64;
     Ok(PairResult {
         recorded,
@@ -216,7 +215,7 @@ fn segments(scores: &Scores, rows: &[&Outcome], options: &TuneOptions) -> Result
     let error = (1.0 - options.promise.confidence) / by_name.len().max(1) as f64;
     let promise = Promise { confidence: 1.0 - error, ..options.promise };
     let solved = by_name.into_iter().map(|(name, rows)| {
-        let solution = solve(&scores.evidence(&rows)?, promise)?;
+        let solution = solve(&scores.evidence(&rows), promise)?;
         Ok(SegmentResult { name: name.to_owned(), solution })
     });
     solved.collect()
@@ -226,54 +225,61 @@ fn segments(scores: &Scores, rows: &[&Outcome], options: &TuneOptions) -> Result
 enum Scores {
     /// The rows carry them.
     Recorded,
-    /// A scorer, and the scores it gives its own rows, sorted.
-    Ranked(Box<PairScorer>, Vec<f64>),
+    /// A scorer, and the scores that rows it was fitted on get from one that had not seen them, sorted.
+    Ranked(Box<Scorer>, Vec<f64>),
     /// No scorer could be fitted: a coin.
     Alike,
 }
 
+/// Decides what the trees of fitted scorers see.
+const SEED: u64 = 1;
+
+/// Rows without which no scorer is fitted.
+const LEAST_TO_FIT: usize = 20;
+
 impl Scores {
-    fn fit(pair: &Pair, rows: &[&Outcome], options: &TuneOptions, notes: &mut Vec<String>) -> Result<Self, ScoreError> {
-        let own: Vec<Outcome> = rows.iter().map(|row| (*row).clone()).collect();
-        let wanted = TrainOptions {
-            pair: pair.clone(),
-            fits: options.fits.clone(),
-            outcomes_hash: options.outcomes_hash.clone(),
+    fn fit(pair: &Pair, rows: &[&Outcome], shared: &Shared, notes: &mut Vec<String>) -> Self {
+        let grades = |row: &Outcome| (row.small_quality, row.large_quality);
+        let alike = rows.windows(2).all(|two| matches!(two, [a, b] if grades(a) == grades(b)));
+        let problem = if rows.len() < LEAST_TO_FIT {
+            format!("fewer than {LEAST_TO_FIT}")
+        } else if alike {
+            "all their grades are alike, both kinds are needed".to_owned()
+        } else {
+            match raw(rows, shared, SEED) {
+                Ok(blend) => {
+                    let mut known = blend.held_out;
+                    known.sort_unstable_by(f64::total_cmp);
+                    return Scores::Ranked(Box::new(blend.scorer), known);
+                }
+                Err(error) => error.to_string(),
+            }
         };
-        match train(&own, &wanted) {
-            Ok(trained) => {
-                let mut known = own.iter().map(|row| plain(&trained.scorer, row)).collect::<Result<Vec<_>, _>>()?;
-                known.sort_unstable_by(f64::total_cmp);
-                Ok(Scores::Ranked(Box::new(trained.scorer), known))
-            }
-            Err(error) => {
-                notes.push(format!(
-                    "{pair}: no scorer from {} outcomes ({error}), so a coin decides what stays local; collect more \
-                     outcomes, or record a score with each",
-                    rows.len()
-                ));
-                Ok(Scores::Alike)
-            }
-        }
+        notes.push(format!(
+            "{pair}: no scorer from {} outcomes ({problem}), so a coin decides what stays local; collect more outcomes, or \
+             record a score with each",
+            rows.len()
+        ));
+        Scores::Alike
     }
 
-    fn row(&self, row: &Outcome, weight: f64) -> Result<Evidence, ScoreError> {
+    fn row(&self, row: &Outcome, weight: f64) -> Evidence {
         let coin = place("tie", &row.prompt) as f64 / u64::MAX as f64;
         let score = match self {
             Scores::Recorded => row.recorded.score.unwrap_or(0.0),
             Scores::Ranked(scorer, known) => {
-                let score = plain(scorer, row)?;
+                let score = scorer.score(&[Turn::user(&row.prompt)]);
                 let below = known.partition_point(|other| *other < score) as f64;
                 let equal = known.partition_point(|other| *other <= score) as f64 - below;
                 (below + coin * (equal + 1.0)) / (known.len() as f64 + 1.0)
             }
             Scores::Alike => coin,
         };
-        Ok(Evidence { score, small: row.small_quality, large: row.large_quality, weight })
+        Evidence { score, small: row.small_quality, large: row.large_quality, weight }
     }
 
     /// One row a cluster, in the order of cluster hashes, weighted by how seldom it was recorded.
-    fn evidence(&self, rows: &[&Outcome]) -> Result<Vec<Evidence>, ScoreError> {
+    fn evidence(&self, rows: &[&Outcome]) -> Vec<Evidence> {
         let least = rows.iter().map(|row| row.sampling_probability).fold(1.0, f64::min);
         let mut by_cluster: BTreeMap<(u64, &str), (u64, &Outcome)> = BTreeMap::new();
         for row in rows {
@@ -285,11 +291,6 @@ impl Scores {
         }
         by_cluster.into_values().map(|(_, row)| self.row(row, least / row.sampling_probability)).collect()
     }
-}
-
-/// The calibrated score of a row's prompt.
-fn plain(scorer: &PairScorer, row: &Outcome) -> Result<f64, ScoreError> {
-    Ok(scorer.score_turns(&[Turn::user(&row.prompt)])?.get())
 }
 
 /// A number that depends on a name only; one name has independent numbers for different uses.

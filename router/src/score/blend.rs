@@ -57,8 +57,11 @@ pub fn blend(
     Ok(Blended { scorer, held_out, shares: shares.to_vec() })
 }
 
-/// The blend of some rows, before calibration.
-pub(super) fn raw(rows: &[&Outcome], shared: &Shared, seed: u64) -> Result<Blend, FitError> {
+/// The blend of some rows, before calibration: for ranking only.
+///
+/// # Errors
+/// No rows, too few clusters.
+pub fn raw(rows: &[&Outcome], shared: &Shared, seed: u64) -> Result<Blend, FitError> {
     let turns: Vec<[Turn<'_>; 1]> = rows.iter().map(|row| [Turn::user(&row.prompt)]).collect();
     let case = |(row, turns): (&&Outcome, _)| Case {
         turns,

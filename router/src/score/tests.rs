@@ -1,7 +1,7 @@
 use super::file::PairFileError;
 use super::report::measure_latency;
 use super::solve::{SolveFor, certify};
-use super::train::{Purpose, TrainError, TrainOptions, TrainedScorer, evidence_for, train};
+use super::train::{Purpose, TrainError, TrainOptions, TrainedScorer, Way, evidence_for, train};
 use super::*;
 use crate::evidence::bound::Promise;
 use crate::evidence::certificate::Certificate;
@@ -44,12 +44,12 @@ fn outcomes(count: usize) -> Vec<Outcome> {
         .collect()
 }
 
+fn linear() -> FitOptions {
+    FitOptions { bits: 12, ..FitOptions::default() }
+}
+
 fn options() -> TrainOptions {
-    TrainOptions {
-        pair: Pair::any_large("nano"),
-        fits: vec![FitOptions { bits: 12, ..FitOptions::default() }],
-        outcomes_hash: "0123".to_owned(),
-    }
+    TrainOptions { pair: Pair::any_large("nano"), ways: vec![Way::Linear(linear())], outcomes_hash: "0123".to_owned() }
 }
 
 fn trained() -> TrainedScorer {
@@ -107,7 +107,7 @@ fn the_report_prints_every_figure() {
 fn training_is_deterministic_and_versions_follow_content() {
     let first = trained();
     assert_eq!(first.scorer.to_bytes(), trained().scorer.to_bytes());
-    let other = TrainOptions { fits: vec![FitOptions { seed: 9, ..options().fits[0] }], ..options() };
+    let other = TrainOptions { ways: vec![Way::Linear(FitOptions { seed: 9, ..linear() })], ..options() };
     let other = train(&outcomes(3000), &other).unwrap();
     assert_ne!(first.scorer.version(), other.scorer.version());
 }
@@ -116,11 +116,19 @@ fn training_is_deterministic_and_versions_follow_content() {
 fn the_way_of_fitting_that_ranks_best_is_used() {
     let rows = outcomes(1200);
     // One of the two learns nothing: its penalty is too high for any weight.
-    let useless = FitOptions { l1: 1e6, ..options().fits[0] };
-    let of = |fits: Vec<FitOptions>| train(&rows, &TrainOptions { fits, ..options() }).unwrap().scorer;
-    let useful = of(options().fits);
-    assert_eq!(of(vec![useless, options().fits[0]]).version(), useful.version());
-    assert_eq!(of(vec![options().fits[0], useless]).version(), useful.version());
+    let useless = Way::Linear(FitOptions { l1: 1e6, ..linear() });
+    let of = |ways: Vec<Way>| train(&rows, &TrainOptions { ways, ..options() }).unwrap().scorer;
+    let (plain, blend) = (Way::Linear(linear()), Way::Blend { seed: 1 });
+    for useful in [plain, blend] {
+        let alone = of(vec![useful]);
+        assert_eq!(of(vec![useless, useful]).version(), alone.version());
+        assert_eq!(of(vec![useful, useless]).version(), alone.version());
+    }
+    // What the large model would gain falls with the score, and the file keeps it.
+    let scorer = of(vec![blend]);
+    let gain = |text: &str| scorer.expected_gain(&ask(text)).unwrap();
+    assert!(gain("Is this message spam: tea") + 0.4 < gain("Write an essay about: tea"));
+    assert!(PairScorer::from_bytes(&scorer.to_bytes()).unwrap() == scorer, "the file loses digits");
 }
 
 #[test]

@@ -4,9 +4,9 @@
 //! part: half fits the weights, a fifth the calibration, and the rest is evidence, for the figures in the card and for the
 //! certificate. The dealing depends on nothing but cluster names.
 
-use super::blend::HEAVIEST;
+use super::blend::{HEAVIEST, Shared, raw};
 use super::report::Report;
-use super::{Pair, PairScorer, ScoreError};
+use super::{Gain, Pair, PairScorer, ScoreError};
 use crate::evidence::bound::Evidence;
 use crate::evidence::calibration::{Calibration, CalibrationError, Scored, auc};
 use crate::evidence::outcome::Outcome;
@@ -19,9 +19,35 @@ pub struct TrainOptions {
     /// The models the scorer is for. Rows of the small model count; with a large model other than `*`, of both.
     pub pair: Pair,
     /// Ways to fit the raw scorer; the one that ranks best within the fitting part is used. At least one.
-    pub fits: Vec<FitOptions>,
+    pub ways: Vec<Way>,
     /// Hash of the outcomes, as read.
     pub outcomes_hash: String,
+}
+
+/// A way to fit a raw scorer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Way {
+    /// Word and character n-grams and surface features together, row by row.
+    Linear(FitOptions),
+    /// Parts fitted apart and weighed on rows they have not seen, trees over shapes among them.
+    Blend {
+        /// Decides what each tree sees.
+        seed: u64,
+    },
+}
+
+impl Way {
+    /// Ways worth comparing.
+    pub fn candidates(seed: u64) -> Vec<Self> {
+        FitOptions::candidates(seed).map(Self::Linear).into_iter().chain([Self::Blend { seed }]).collect()
+    }
+
+    fn fit(self, rows: &[&Outcome], shared: &Shared) -> Result<Scorer, FitError> {
+        match self {
+            Self::Linear(options) => linear(rows, options),
+            Self::Blend { seed } => Ok(raw(rows, shared, seed)?.scorer),
+        }
+    }
 }
 
 /// A scorer and how good it is.
@@ -114,16 +140,21 @@ pub(crate) fn place(used_for: &str, name: &str) -> u64 {
 /// No rows for the pair, a part with one class only, and what fitting refuses.
 pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScorer, TrainError> {
     let parts = Parts::of(outcomes, &options.pair)?;
-    let raw = fit(&parts.fit, best_fit(&parts.fit, &options.fits)?)?;
+    // Grades of other pairs on prompts of the fitting part help; those of other parts must not be seen.
+    let shared = Shared::of(outcomes.iter().filter(|row| Purpose::of(&row.cluster) == Purpose::Fit));
+    let raw = best_way(&parts.fit, &options.ways, &shared)?.fit(&parts.fit, &shared)?;
     let calibration: Vec<Scored> = parts.calibrate.iter().map(|row| scored(&raw, row)).collect();
+    let gain = |(row, scored): (&&Outcome, &Scored)| (scored.score, row.large_quality - row.small_quality);
+    let gain = Gain::fit(&parts.calibrate.iter().zip(&calibration).map(gain).collect::<Vec<_>>());
     let calibration = Calibration::fit(&calibration)?;
-    let scorer = PairScorer::new(options.pair.clone(), raw, calibration, options.outcomes_hash.clone());
+    let hash = options.outcomes_hash.clone();
+    let scorer = PairScorer::new(options.pair.clone(), raw, calibration, hash).with_gain(gain);
     let evidence = evidence(&scorer, &parts.certify)?;
     let report = Report::measure(&scorer, &parts)?;
     Ok(TrainedScorer { scorer, report, evidence })
 }
 
-fn fit(rows: &[&Outcome], options: FitOptions) -> Result<Scorer, FitError> {
+fn linear(rows: &[&Outcome], options: FitOptions) -> Result<Scorer, FitError> {
     let turns: Vec<[Turn<'_>; 1]> = rows.iter().map(|row| [Turn::user(&row.prompt)]).collect();
     let example = |(row, turns): (&&Outcome, _)| Example {
         turns,
@@ -141,23 +172,23 @@ const COMPARE_EVERY: u64 = 4;
 
 /// The way of fitting that ranks best on a quarter of the clusters when the others are learnt; the first among equals.
 /// Calibration and evidence are not looked at.
-fn best_fit(rows: &[&Outcome], fits: &[FitOptions]) -> Result<FitOptions, FitError> {
+fn best_way(rows: &[&Outcome], ways: &[Way], shared: &Shared) -> Result<Way, FitError> {
     let held = |row: &&&Outcome| place("compare", &row.cluster).is_multiple_of(COMPARE_EVERY);
     let learnt: Vec<&Outcome> = rows.iter().filter(|row| !held(row)).copied().collect();
     let test: Vec<&Outcome> = rows.iter().filter(held).copied().collect();
-    let mut best: Option<(f64, FitOptions)> = None;
-    for options in fits {
-        if fits.len() == 1 {
-            return Ok(*options);
+    let mut best: Option<(f64, Way)> = None;
+    for way in ways {
+        if ways.len() == 1 {
+            return Ok(*way);
         }
-        let scorer = fit(&learnt, *options)?;
+        let scorer = way.fit(&learnt, shared)?;
         let scored: Vec<Scored> = test.iter().map(|row| scored(&scorer, row)).collect();
         let ranks = auc(&scored).unwrap_or(0.5);
         if best.is_none_or(|(most, _)| ranks > most) {
-            best = Some((ranks, *options));
+            best = Some((ranks, *way));
         }
     }
-    Ok(best.map_or_else(FitOptions::default, |(_, options)| options))
+    Ok(best.map_or(Way::Linear(FitOptions::default()), |(_, way)| way))
 }
 
 fn scored(scorer: &Scorer, row: &Outcome) -> Scored {

@@ -201,8 +201,11 @@ mod tests {
 
     fn outcomes(from: usize, to: usize, split: &str) -> String {
         let row = |number: usize| {
-            let (ask, quality) =
-                if number.is_multiple_of(2) { ("sum up", 1) } else { ("prove that", u8::from(number % 3 == 0)) };
+            let (ask, quality) = if number.is_multiple_of(2) {
+                ("sum up", 1)
+            } else {
+                ("prove that", u8::from(number.is_multiple_of(3)))
+            };
             format!(
                 "{{\"id\":\"{number}\",\"source\":\"made\",\"prompt\":\"{ask} {number}\",\"weak_model\":\"a\",\"strong_model\":\"b\",\"weak_quality\":{quality},\"strong_quality\":1,\"cluster\":\"{number}\",\"split\":\"{split}\"}}\n"
             )

@@ -5,6 +5,7 @@ use super::{Hindsight, Scores, TuneError, TuneOptions, hindsight, mean_loss, of_
 use crate::evidence::bound::{Evidence, Promise, solve};
 use crate::evidence::outcome::Outcome;
 use crate::score::Pair;
+use crate::score::blend::Shared;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 /// What many draws came to.
@@ -47,29 +48,24 @@ pub fn coverage(
 ) -> Result<Vec<Coverage>, TuneError> {
     let measure = |pair: Pair| {
         let mut notes = Vec::new();
-        let population = population(&pair, &of_pair(outcomes, &pair), options, &mut notes)?;
+        let population = population(&pair, outcomes, &mut notes)?;
         Ok(Coverage { notes, ..draw(pair, &population, options.promise, draws, sample)? })
     };
     pairs(outcomes).into_iter().map(measure).collect()
 }
 
-fn population(
-    pair: &Pair,
-    rows: &[&Outcome],
-    options: &TuneOptions,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Evidence>, TuneError> {
+fn population(pair: &Pair, outcomes: &[Outcome], notes: &mut Vec<String>) -> Result<Vec<Evidence>, TuneError> {
+    let rows = of_pair(outcomes, pair);
     if recorded_scores(pair, rows.iter().copied())? {
-        return Ok(rows.iter().map(|row| Scores::Recorded.row(row, 1.0)).collect::<Result<_, _>>()?);
+        return Ok(rows.iter().map(|row| Scores::Recorded.row(row, 1.0)).collect());
     }
-    let (one, other): (Vec<&Outcome>, Vec<&Outcome>) =
-        rows.iter().partition(|row| place("half", &row.cluster).is_multiple_of(2));
+    let half = |row: &Outcome| place("half", &row.cluster).is_multiple_of(2);
     let mut population = Vec::new();
-    for (learnt, scored) in [(&one, &other), (&other, &one)] {
-        let scores = Scores::fit(pair, learnt, options, notes)?;
-        for row in scored {
-            population.push(scores.row(row, 1.0)?);
-        }
+    for learns in [true, false] {
+        let (learnt, scored): (Vec<&Outcome>, Vec<&Outcome>) = rows.iter().partition(|row| half(row) == learns);
+        let shared = Shared::of(outcomes.iter().filter(|row| half(row) == learns));
+        let scores = Scores::fit(pair, &learnt, &shared, notes);
+        population.extend(scored.iter().map(|row| scores.row(row, 1.0)));
     }
     Ok(population)
 }
