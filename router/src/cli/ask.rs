@@ -94,6 +94,9 @@ pub struct AskOptions {
     /// The answer shall be this text or another `--choice`.
     #[arg(long = "choice", value_name = "TEXT")]
     pub choices: Vec<String>,
+    /// A region that the request may be served in; may be repeated. Any if absent.
+    #[arg(long = "region", value_name = "REGION")]
+    pub regions: Vec<String>,
     /// Conversation the request belongs to.
     #[arg(long, default_value = "")]
     pub conversation: String,
@@ -117,6 +120,7 @@ impl AskOptions {
         ask.policy.clone_from(&self.policy);
         ask.placement = v1::Placement::from(self.placement).into();
         ask.conversation_id.clone_from(&self.conversation);
+        ask.regions.clone_from(&self.regions);
         ask.limits = Some(v1::Limits {
             max_tokens: self.max_tokens,
             temperature: self.temperature,

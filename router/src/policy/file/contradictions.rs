@@ -1,7 +1,8 @@
 //! Settings that are each right and cannot all be meant: better a problem now than a request refused at night.
 
 use crate::domain::Placement;
-use crate::policy::{OnExhausted, Policy};
+use crate::policy::live::BreachAction;
+use crate::policy::{Objective, OnExhausted, Policy};
 use crate::toml_file::{Problems, Section};
 use std::collections::BTreeSet;
 
@@ -50,11 +51,41 @@ pub fn find(policy: &Policy, root: &Section<'_, '_>, problems: &mut Problems<'_>
             "the month's limit ends it first",
         );
     }
+    find_in_objective(policy, (never_local, never_remote), root, problems);
     let mut names = BTreeSet::new();
     for (index, test) in policy.tests.iter().enumerate() {
         if !names.insert(test.name.as_str()) {
             let message = format!("another test is called `{}` already", test.name);
             problems.add(test.span.clone(), &format!("tests[{index}].name"), message, "tell them apart");
         }
+    }
+}
+
+/// What a goal and the stickiness of conversations can't be meant with.
+fn find_in_objective(
+    policy: &Policy,
+    (never_local, never_remote): (bool, bool),
+    root: &Section<'_, '_>,
+    problems: &mut Problems<'_>,
+) {
+    if policy.sticky.is_some() && never_remote {
+        let message = "a conversation can't stay where none can go: no large model may serve";
+        problems.add(root.span_of("sticky"), "sticky", message, "leave it out");
+    }
+    if !matches!(policy.objective, Objective::MaxQuality(_)) {
+        return;
+    }
+    if never_local || never_remote {
+        let message = match never_local {
+            true => "under a ceiling on cost something has to serve when there is no money, but no small model may",
+            false => "there is nothing to spend on: no large model may serve",
+        };
+        let suggestion = "name both in [models], or use another goal";
+        problems.add(root.span_in("objective", "goal"), "objective.goal", message, suggestion);
+    }
+    let actions = [("quality", policy.on_breach.quality), ("drift", policy.on_breach.drift)];
+    for (key, action) in actions.into_iter().filter(|(_, action)| *action != BreachAction::Alarm) {
+        let message = format!("`{}` would spend more, and the goal is a ceiling on cost", action.as_str());
+        problems.add(root.span_in("on_breach", key), &format!("on_breach.{key}"), message, "use `alarm`");
     }
 }

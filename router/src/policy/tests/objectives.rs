@@ -346,7 +346,65 @@ fn problems_of_a_ceiling_are_told() {
     check("\"1h\"", "\"1s\"", "objective.window", "shorter than a minute");
     check("\"1h\"", "\"1h\"\nquality_target = 0.9", "objective.quality_target", "is not a key here");
     check("\"1h\"", "\"1h\"\nconfidence = 2", "objective.confidence", "not within");
+    check("\"1h\"", "\"1h\"\n[on_breach]\nquality = \"tighten\"", "on_breach.quality", "would spend more");
+    let bound = |rest: &str, key: &str, words: &str| {
+        let problems = policy(CEILING, rest).unwrap_err();
+        let found = problems.iter().find(|problem| problem.key == key).unwrap_or_else(|| panic!("{key}: {problems:?}"));
+        assert!(found.to_string().contains(words), "{found}");
+    };
+    bound("placement = \"remote-only\"", "objective.goal", "no small model may");
+    bound("placement = \"local-only\"", "objective.goal", "nothing to spend on");
+    bound("placement = \"local-only\"\nsticky = \"escalate-only\"", "sticky", "where none can go");
     let same = policy(&CEILING.replace("1k", "1000"), "").unwrap();
     let Objective::MaxQuality(ceiling) = same.objective else { panic!("{:?}", same.objective) };
     assert_eq!((ceiling.per_1000.nanos(), ceiling.confidence), (400_000_000, 0.95));
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_known_ceilings_and_residency_are_kept(
+        scores in prop::array::uniform2(prop::option::of(0.0..=1.0_f64)),
+        times in prop::array::uniform4(prop::option::of(0.0..4.0_f64)),
+        worst in prop::array::uniform2(0..20_i64),
+        allowance in prop::option::of(-5..20_i64),
+        budget in prop::option::of(0..20_i64),
+        flags in prop::array::uniform3(any::<bool>()),
+        region in prop::sample::select(vec!["", "eu", "us"]),
+        goal in prop::sample::select(vec![BY_HAND, CEILING]),
+        when_late in prop::sample::select(vec!["quality", "fastest", "refuse"]),
+    ) {
+        let [stream, went_remote, certified] = flags;
+        let objective = format!("{goal}\nmax_latency = \"2s\"\nwhen_late = \"{when_late}\"");
+        let mut policy = policy(&objective, "sticky = \"escalate-only\"").unwrap();
+        if goal == CEILING && certified {
+            policy.certify_by("p.solved.toml", Some(&spending(&policy, Some(0.5))), Some("v1"));
+        }
+        let allowance = allowance.filter(|_| goal == CEILING).map(NanoUsd::new);
+        let facts = Facts { stream, went_remote, allowance, budget_left: budget.map(NanoUsd::new), ..known(scores, times, worst) };
+        let residency = if region.is_empty() { Residency::anywhere() } else { Residency::only("ask.regions", [region]) };
+        let asked = Request { residency: residency.clone(), ..request(&[], Placement::Auto) };
+        let constraints = policy.constrain(&asked).unwrap();
+        match policy.decide(&facts, &constraints) {
+            Ok(decision) => {
+                let used = [Some(&decision.model), decision.escalate_to.as_ref()].into_iter().flatten().chain(&decision.fallbacks);
+                for model in used {
+                    let candidate = decision.candidates.iter().find(|candidate| candidate.model == *model).unwrap();
+                    prop_assert!(candidate.excluded_by.is_none(), "{candidate:?}");
+                    prop_assert!(residency.permits(candidate.region.as_deref()));
+                    if let (Some(left), Route::Remote) = (allowance, candidate.route) {
+                        prop_assert!(candidate.worst_cost <= left, "{candidate:?}");
+                    }
+                    let late = candidate.predicted.is_some_and(|predicted| predicted.total > Duration::from_secs(2));
+                    prop_assert!(!late || decision.reason.code == ReasonCode::Late, "{decision:?}");
+                }
+                let served = decision.candidates.iter().find(|candidate| candidate.model == decision.model).unwrap();
+                let reached = served.score.is_some_and(|score| score.get() >= 0.5);
+                let slow = when_late == "fastest" && decision.reason.code == ReasonCode::Late;
+                if goal == BY_HAND && served.route == Route::Local && !slow {
+                    prop_assert!(reached, "no small model serves below the threshold: {decision:?}");
+                }
+            }
+            Err(refusal) => prop_assert!(!refusal.to_string().is_empty()),
+        }
+    }
 }
