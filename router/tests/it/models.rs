@@ -190,7 +190,7 @@ async fn only_administrators_change_models_and_see_paths() {
 
 fn sluice(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sluice"));
-    command.args(arguments).envs(variables.iter().copied()).output().unwrap()
+    command.args(arguments).env_clear().envs(variables.iter().copied()).output().unwrap()
 }
 
 fn json(output: &Output) -> Vec<serde_json::Value> {

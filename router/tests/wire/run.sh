@@ -6,7 +6,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 root="$(cd "$here/../../.." && pwd)"
 binary="$(cd "$(dirname "$1")" && pwd)/$(basename "$1")"
 shift
-cache="${SLUICE_TEST_CACHE:-$root/.cache}/wire"
+cache="${TEST_CACHE:-$root/.cache}/wire"
 if [ ! -x "$cache/venv/bin/pytest" ]; then
   python3 -m venv "$cache/venv"
   "$cache/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
