@@ -3,7 +3,7 @@
 //! Each part is fitted apart, most of them by ridge regression on how much better the small model was. What each is worth
 //! shows on rows it has not seen (stacking; Wolpert, 1992; Breiman, "Stacked regressions", 1996, whose weights are not
 //! negative): five folds give every row a value from every part, and the shares that explain the grades best are kept,
-//! drawn towards equal ones as if [`PRIOR_ROWS`] rows had spoken for those. All parts but the trees are linear, so that the
+//! drawn towards equal ones as if `PRIOR_ROWS` rows had spoken for those. All parts but the trees are linear, so that the
 //! blend costs no more than one of them.
 //!
 //! Two targets are known of a row: how its own pair of models did, and how the same prompt went for other pairs as well.
