@@ -13,6 +13,7 @@ mod avx2;
 mod avx512;
 mod dense;
 mod level;
+mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantized;
@@ -24,6 +25,7 @@ pub use activation::Activations;
 pub use attention::{Weighing, attend};
 pub use dense::DenseMatrix;
 pub use level::Level;
+pub use memory::Memory;
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{

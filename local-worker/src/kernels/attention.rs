@@ -1,19 +1,26 @@
-//! Attention of one head over what a sequence has stored. Written by hand for each instruction set: what compilers make of
-//! these two loops differs by a factor of three between neighbouring forms of the same code.
+//! Attention over what a sequence has stored, for the queries that look at the same keys: each key and value is read, and
+//! widened, once for up to four of them. Written by hand in registers: what compilers make of these two loops differs by a
+//! factor of three between neighbouring forms of the same code.
+//!
+//! A score is summed in one order whatever stands beside it, and values are added position after position, so neither the
+//! number of queries nor the parts in which a sequence is stored changes a bit.
 #![allow(unsafe_code, reason = "vector instructions; called only where the processor was found to have them")]
 
+mod lanes;
+
+pub use lanes::Element;
+
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{
-    __m256, __m512, _mm_add_ps, _mm_cvtss_f32, _mm_hadd_ps, _mm_loadu_si128, _mm256_castps256_ps128, _mm256_cvtph_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
-};
+use std::arch::x86_64::{__m256, __m512, _MM_HINT_T0, _mm_prefetch};
 
-use half::f16;
-
-use super::vector::{half_to_single, soft_cap, softmax};
+use super::vector::{soft_cap, softmax};
 use super::{Level, TILE};
+use lanes::Lanes;
+
+/// Keys that are multiplied side by side.
+const KEYS: usize = 4;
+/// Queries that are served together.
+const QUERIES: usize = 4;
 
 /// How products of a query with keys become scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,271 +31,368 @@ pub struct Weighing {
     pub cap: Option<f32>,
 }
 
-/// A number as it is stored.
-pub trait Element: Copy {
-    /// Whether it is half precision, else single.
-    const HALF: bool;
-    /// In single precision.
-    fn single(self) -> f32;
-}
-
-impl Element for f32 {
-    const HALF: bool = false;
-
-    fn single(self) -> f32 {
-        self
-    }
-}
-
-impl Element for f16 {
-    const HALF: bool = true;
-
-    fn single(self) -> f32 {
-        half_to_single(self)
-    }
-}
-
-/// `out = softmax(scale · query · keysᵀ) · values` over `scores.len()` positions. Keys and values lie position after
-/// position, each as long as the query, in `parts` of some positions each; `scores` is scratch. Where parts end makes no
-/// difference, to the bit.
+/// `out = softmax(scale · query · keysᵀ) · values` for each query of `head` numbers, over as many positions as `scores`
+/// (scratch) has for each. Keys and values lie position after position, each as long as a query, in `parts` of some
+/// positions each; where parts end makes no difference, to the bit.
 pub fn attend<'kept, T: Element + 'kept>(
     level: Level,
-    query: &[f32],
+    (queries, head): (&[f32], usize),
     parts: impl Iterator<Item = (&'kept [T], &'kept [T])> + Clone,
     weighing: &Weighing,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
+    let count = queries.len() / head;
+    let positions = scores.len() / count;
     // Heads of other sizes than sixteens are rare and small.
-    let level = if query.len().is_multiple_of(TILE) { level } else { Level::Scalar };
-    let mut rest = &mut *scores;
-    for (keys, _) in parts.clone() {
-        let (part, others) = std::mem::take(&mut rest).split_at_mut(keys.len() / query.len());
-        match level {
-            // SAFETY: `Level::detect` found the instructions, here and below.
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { scores_avx2(query, keys, weighing.scale, part) },
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => unsafe { scores_avx512(query, keys, weighing.scale, part) },
-            _ => scores_portable(query, keys, weighing.scale, part),
-        }
-        rest = others;
+    let level = if head.is_multiple_of(TILE) { level } else { Level::Scalar };
+    let mut from = 0;
+    let coming = parts.clone().skip(1).map(|(keys, _)| keys).chain(parts.clone().take(1).map(|(_, values)| values));
+    for ((keys, _), next) in parts.clone().zip(coming) {
+        let place = Place { from, positions, head, scale: weighing.scale };
+        score_part(level, queries, keys, next, place, scores);
+        from += keys.len() / head;
     }
     if let Some(cap) = weighing.cap {
         soft_cap(level, scores, cap);
     }
-    let inverse = 1.0 / softmax(level, scores);
+    for scores in scores.chunks_exact_mut(positions) {
+        let inverse = 1.0 / softmax(level, scores);
+        super::multiply_by(level, scores, inverse);
+    }
     out.fill(0.0);
-    let mut rest = &*scores;
-    for (_, values) in parts {
-        let (part, others) = rest.split_at(values.len() / query.len());
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { weigh_avx2(part, values, out) },
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => unsafe { weigh_avx512(part, values, out) },
-            _ => weigh_portable(part, values, out),
-        }
-        rest = others;
+    let mut from = 0;
+    let coming = parts.clone().skip(1).map(|(_, values)| values).chain([&[] as &[T]]);
+    for ((_, values), next) in parts.zip(coming) {
+        weigh_part(level, scores, values, next, Place { from, positions, head, scale: 1.0 }, out);
+        from += values.len() / head;
     }
-    out.iter_mut().for_each(|out| *out *= inverse);
 }
 
-fn scores_portable<T: Element>(query: &[f32], keys: &[T], scale: f32, scores: &mut [f32]) {
-    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len())) {
-        let mut lanes = [0.0; TILE];
-        for (query, key) in query.chunks(TILE).zip(key.chunks(TILE)) {
-            for ((lane, query), key) in lanes.iter_mut().zip(query).zip(key) {
-                *lane += query * key.single();
+/// Asks for the numbers from `from` on of what comes next: parts lie apart, too far for the processor to guess.
+#[inline(always)]
+fn fetch<T>(next: &[T], from: usize, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if !next.is_empty() {
+        for at in (from..from + count).step_by(64 / size_of::<T>()) {
+            // SAFETY: a prefetch reads nothing, so it may go beyond the end.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(next.as_ptr().wrapping_add(at).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (next, from, count);
+}
+
+/// Which positions a part is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The first.
+    from: usize,
+    /// Scores of a query.
+    positions: usize,
+    /// Numbers of a query, a key or a value.
+    head: usize,
+    /// Factor of a score.
+    scale: f32,
+}
+
+fn score_part<T: Element>(level: Level, queries: &[f32], keys: &[T], next: &[T], place: Place, scores: &mut [f32]) {
+    match level {
+        // SAFETY: `Level::detect` found the instructions, here and below.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { score_avx2(queries, keys, next, place, scores) },
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => unsafe { score_avx512(queries, keys, next, place, scores) },
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => unsafe {
+            score_lanes::<std::arch::aarch64::float32x4_t, T>(queries, keys, next, place, scores);
+        },
+        _ => score_portable(queries, keys, place, scores),
+    }
+}
+
+fn weigh_part<T: Element>(level: Level, scores: &[f32], values: &[T], next: &[T], place: Place, out: &mut [f32]) {
+    match level {
+        // SAFETY: `Level::detect` found the instructions, here and below.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { weigh_avx2(scores, values, next, place, out) },
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => unsafe { weigh_avx512(scores, values, next, place, out) },
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDot => unsafe {
+            weigh_lanes::<std::arch::aarch64::float32x4_t, T>(scores, values, next, place, out);
+        },
+        _ => weigh_portable(scores, values, place, out),
+    }
+}
+
+/// The definition, which the other forms are held against.
+fn score_portable<T: Element>(queries: &[f32], keys: &[T], place: Place, scores: &mut [f32]) {
+    for (query, scores) in queries.chunks_exact(place.head).zip(scores.chunks_exact_mut(place.positions)) {
+        for (score, key) in scores[place.from..].iter_mut().zip(keys.chunks_exact(place.head)) {
+            *score = query.iter().zip(key).map(|(query, key)| query * key.single()).sum::<f32>() * place.scale;
+        }
+    }
+}
+
+fn weigh_portable<T: Element>(scores: &[f32], values: &[T], place: Place, out: &mut [f32]) {
+    for (scores, out) in scores.chunks_exact(place.positions).zip(out.chunks_exact_mut(place.head)) {
+        for (score, value) in scores[place.from..].iter().zip(values.chunks_exact(place.head)) {
+            for (out, value) in out.iter_mut().zip(value) {
+                *out += score * value.single();
             }
         }
-        *score = lanes.iter().sum::<f32>() * scale;
-    }
-}
-
-fn weigh_portable<T: Element>(scores: &[f32], values: &[T], out: &mut [f32]) {
-    for (score, value) in scores.iter().zip(values.chunks_exact(out.len())) {
-        for (out, value) in out.iter_mut().zip(value) {
-            *out += score * value.single();
-        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scores_avx512<T: Element>(query: &[f32], keys: &[T], scale: f32, scores: &mut [f32]) {
-    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len())) {
-        let mut sum = _mm512_setzero_ps();
-        for (query, key) in query.as_chunks::<16>().0.iter().zip(key.as_chunks::<16>().0) {
-            sum = _mm512_fmadd_ps(load16(query), load16(key), sum);
-        }
-        *score = _mm512_reduce_add_ps(sum) * scale;
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn weigh_avx512<T: Element>(scores: &[f32], values: &[T], out: &mut [f32]) {
-    let head = out.len();
-    let mut from = 0;
-    while from < head {
-        from += match head - from {
-            left if left >= 64 => weigh_some_avx512::<T, 4>(scores, values, from, out),
-            _ => weigh_some_avx512::<T, 1>(scores, values, from, out),
-        };
-    }
-}
-
-/// `16 · N` neighbouring sums, kept in registers over all positions; returns how many.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn weigh_some_avx512<T: Element, const N: usize>(scores: &[f32], values: &[T], from: usize, out: &mut [f32]) -> usize {
-    let place = out[from..from + 16 * N].as_chunks::<16>().0;
-    let mut sums = [_mm512_setzero_ps(); N];
-    for (sum, old) in sums.iter_mut().zip(place) {
-        *sum = load16(old);
-    }
-    for (score, value) in scores.iter().zip(values.chunks_exact(out.len())) {
-        let score = _mm512_set1_ps(*score);
-        let value = value[from..from + 16 * N].as_chunks::<16>().0;
-        for n in 0..N {
-            sums[n] = _mm512_fmadd_ps(score, load16(&value[n]), sums[n]);
-        }
-    }
-    for (out, sum) in out[from..from + 16 * N].as_chunks_mut::<16>().0.iter_mut().zip(sums) {
-        // SAFETY: sixteen floats fit.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-    }
-    16 * N
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load16<T: Element>(values: &[T; 16]) -> __m512 {
-    // SAFETY: sixteen numbers are there, of the kind they say.
-    unsafe {
-        if T::HALF {
-            _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast()))
-        } else {
-            _mm512_loadu_ps(values.as_ptr().cast())
-        }
-    }
+fn score_avx512<T: Element>(queries: &[f32], keys: &[T], next: &[T], place: Place, scores: &mut [f32]) {
+    // SAFETY: this function's own instructions are those the callee needs; so below.
+    unsafe { score_lanes::<__m512, T>(queries, keys, next, place, scores) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn scores_avx2<T: Element>(query: &[f32], keys: &[T], scale: f32, scores: &mut [f32]) {
-    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len())) {
-        let mut sums = [_mm256_setzero_ps(); 2];
-        for (query, key) in query.as_chunks::<16>().0.iter().zip(key.as_chunks::<16>().0) {
-            let (query, key) = (query.as_chunks::<8>().0, key.as_chunks::<8>().0);
-            for half in 0..2 {
-                sums[half] = _mm256_fmadd_ps(load8(&query[half]), load8(&key[half]), sums[half]);
+fn score_avx2<T: Element>(queries: &[f32], keys: &[T], next: &[T], place: Place, scores: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { score_lanes::<__m256, T>(queries, keys, next, place, scores) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn weigh_avx512<T: Element>(scores: &[f32], values: &[T], next: &[T], place: Place, out: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { weigh_lanes::<__m512, T>(scores, values, next, place, out) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn weigh_avx2<T: Element>(scores: &[f32], values: &[T], next: &[T], place: Place, out: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { weigh_lanes::<__m256, T>(scores, values, next, place, out) }
+}
+
+/// Needs the instructions of `L`, and heads of whole sixteens.
+#[inline(always)]
+unsafe fn score_lanes<L: Lanes, T: Element>(
+    queries: &[f32],
+    keys: &[T],
+    mut next: &[T],
+    place: Place,
+    scores: &mut [f32],
+) {
+    let some = queries.chunks(QUERIES * place.head).zip(scores.chunks_mut(QUERIES * place.positions));
+    for (queries, scores) in some {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match queries.len() / place.head {
+                1 => score_some::<L, T, 1>(queries, keys, next, place, scores),
+                2 => score_some::<L, T, 2>(queries, keys, next, place, scores),
+                3 => score_some::<L, T, 3>(queries, keys, next, place, scores),
+                _ => score_some::<L, T, QUERIES>(queries, keys, next, place, scores),
             }
         }
-        let four = |sum| _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
-        let four = _mm_add_ps(four(sums[0]), four(sums[1]));
-        let two = _mm_hadd_ps(four, four);
-        *score = _mm_cvtss_f32(_mm_hadd_ps(two, two)) * scale;
+        // Once is enough.
+        next = &[];
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn weigh_avx2<T: Element>(scores: &[f32], values: &[T], out: &mut [f32]) {
-    let head = out.len();
-    let mut from = 0;
-    while from < head {
-        from += match head - from {
-            left if left >= 64 => weigh_some_avx2::<T, 8>(scores, values, from, out),
-            _ => weigh_some_avx2::<T, 2>(scores, values, from, out),
-        };
-    }
-}
-
-/// `8 · N` neighbouring sums, kept in registers over all positions; returns how many.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn weigh_some_avx2<T: Element, const N: usize>(scores: &[f32], values: &[T], from: usize, out: &mut [f32]) -> usize {
-    let place = out[from..from + 8 * N].as_chunks::<8>().0;
-    let mut sums = [_mm256_setzero_ps(); N];
-    for (sum, old) in sums.iter_mut().zip(place) {
-        *sum = load8(old);
-    }
-    for (score, value) in scores.iter().zip(values.chunks_exact(out.len())) {
-        let score = _mm256_set1_ps(*score);
-        let value = value[from..from + 8 * N].as_chunks::<8>().0;
-        for n in 0..N {
-            sums[n] = _mm256_fmadd_ps(score, load8(&value[n]), sums[n]);
+#[inline(always)]
+unsafe fn score_some<L: Lanes, T: Element, const Q: usize>(
+    queries: &[f32],
+    keys: &[T],
+    next: &[T],
+    place: Place,
+    scores: &mut [f32],
+) {
+    let head = place.head;
+    let queries: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head..(q + 1) * head]);
+    for (number, some) in keys.chunks(KEYS * head).enumerate() {
+        let count = some.len() / head;
+        fetch(next, number * KEYS * head, some.len());
+        // Where fewer are left the last one is taken again, so that sums have one form.
+        let keys: [&[T]; KEYS] = std::array::from_fn(|k| &some[k.min(count - 1) * head..][..head]);
+        // SAFETY: the caller's promise; every slice is `head` long, of which `at` is a whole register before the end.
+        unsafe {
+            let mut sums = [[L::splat(0.0); KEYS]; Q];
+            for at in (0..head).step_by(L::WIDTH) {
+                let keys = keys.map(|key| L::load(key.as_ptr().add(at)));
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let query = L::load(query.as_ptr().add(at));
+                    for (sum, key) in sums.iter_mut().zip(keys) {
+                        *sum = sum.add_product(query, key);
+                    }
+                }
+            }
+            let from = place.from + number * KEYS;
+            for q in 0..Q {
+                let sums = L::sums(sums[q]).map(|sum| sum * place.scale);
+                let scores = &mut scores[q * place.positions + from..];
+                match scores.first_chunk_mut() {
+                    Some(four) if count == KEYS => *four = sums,
+                    _ => scores[..count].copy_from_slice(&sums[..count]),
+                }
+            }
         }
     }
-    for (out, sum) in out[from..from + 8 * N].as_chunks_mut::<8>().0.iter_mut().zip(sums) {
-        // SAFETY: eight floats fit.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
-    }
-    8 * N
 }
 
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn load8<T: Element>(values: &[T; 8]) -> __m256 {
-    // SAFETY: eight numbers are there, of the kind they say.
+/// Needs what [`score_lanes`] needs.
+#[inline(always)]
+unsafe fn weigh_lanes<L: Lanes, T: Element>(
+    scores: &[f32],
+    values: &[T],
+    mut next: &[T],
+    place: Place,
+    out: &mut [f32],
+) {
+    let some = scores.chunks(QUERIES * place.positions).zip(out.chunks_mut(QUERIES * place.head));
+    for (scores, out) in some {
+        let mut at = 0;
+        while at < place.head {
+            // SAFETY: the caller's promise.
+            at += unsafe {
+                match out.len() / place.head {
+                    1 => weigh_some::<L, T, 1, 8>(scores, values, next, place, at, out),
+                    2 => weigh_some::<L, T, 2, 4>(scores, values, next, place, at, out),
+                    3 => weigh_some::<L, T, 3, 4>(scores, values, next, place, at, out),
+                    _ => weigh_some::<L, T, QUERIES, 4>(scores, values, next, place, at, out),
+                }
+            };
+            // Once is enough.
+            next = &[];
+        }
+    }
+}
+
+/// [`weigh_columns`] of `N` registers, or of one where so many are not left.
+#[inline(always)]
+unsafe fn weigh_some<L: Lanes, T: Element, const Q: usize, const N: usize>(
+    scores: &[f32],
+    values: &[T],
+    next: &[T],
+    place: Place,
+    at: usize,
+    out: &mut [f32],
+) -> usize {
+    // SAFETY: the caller's promise.
     unsafe {
-        if T::HALF {
-            _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast()))
+        if place.head - at >= N * L::WIDTH {
+            weigh_columns::<L, T, Q, N>(scores, values, next, place, at, out)
         } else {
-            _mm256_loadu_ps(values.as_ptr().cast())
+            weigh_columns::<L, T, Q, 1>(scores, values, next, place, at, out)
         }
     }
+}
+
+/// `N` registers of neighbouring sums for `Q` queries, kept over all positions; returns how many numbers that is.
+#[inline(always)]
+unsafe fn weigh_columns<L: Lanes, T: Element, const Q: usize, const N: usize>(
+    scores: &[f32],
+    values: &[T],
+    next: &[T],
+    place: Place,
+    at: usize,
+    out: &mut [f32],
+) -> usize {
+    let (head, count) = (place.head, values.len() / place.head);
+    let scores: [&[f32]; Q] = std::array::from_fn(|q| &scores[q * place.positions + place.from..][..count]);
+    assert!(at + N * L::WIDTH <= head && out.len() >= Q * head, "columns of {head}");
+    // SAFETY: the caller's promise; places are within their slices by the line above.
+    unsafe {
+        let mut sums: [[L; N]; Q] =
+            std::array::from_fn(|q| std::array::from_fn(|n| L::load(out.as_ptr().add(q * head + at + n * L::WIDTH))));
+        for (position, value) in values.chunks_exact(head).enumerate() {
+            fetch(next, position * head, head);
+            let value: [L; N] = std::array::from_fn(|n| L::load(value.as_ptr().add(at + n * L::WIDTH)));
+            for (sums, scores) in sums.iter_mut().zip(scores) {
+                let score = L::splat(*scores.get_unchecked(position));
+                for (sum, value) in sums.iter_mut().zip(value) {
+                    *sum = sum.add_product(score, value);
+                }
+            }
+        }
+        for q in 0..Q {
+            for n in 0..N {
+                sums[q][n].store(out.as_mut_ptr().add(q * head + at + n * L::WIDTH));
+            }
+        }
+    }
+    N * L::WIDTH
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     /// In parts of so many positions.
-    fn attend_in<T: Element>(level: Level, part: usize, query: &[f32], keys: &[T], values: &[T]) -> Vec<f32> {
-        let head = query.len();
-        let (mut scores, mut out) = (vec![0.0; keys.len() / head], vec![7.0; head]);
+    fn attend_in<T: Element>(
+        level: Level,
+        part: usize,
+        queries: &[f32],
+        keys: &[T],
+        values: &[T],
+        head: usize,
+    ) -> Vec<f32> {
+        let (mut scores, mut out) = (vec![0.0; queries.len() / head * keys.len() / head], vec![7.0; queries.len()]);
         let parts = keys.chunks(part * head).zip(values.chunks(part * head));
-        attend(level, query, parts, &Weighing { scale: 0.3, cap: None }, &mut scores, &mut out);
+        attend(level, (queries, head), parts, &Weighing { scale: 0.3, cap: None }, &mut scores, &mut out);
         out
     }
 
     #[test]
-    fn attention_is_the_textbook_one_at_every_level_and_in_any_parts() {
-        for (head, positions) in [(40, 21), (16, 1), (64, 33), (80, 7), (128, 100), (6, 5), (256, 70)] {
+    fn attention_is_the_textbook_one_at_every_level_for_any_queries_and_in_any_parts() {
+        for (head, positions, count) in [
+            (40, 21, 2),
+            (16, 1, 1),
+            (64, 33, 3),
+            (80, 7, 5),
+            (128, 100, 1),
+            (6, 5, 4),
+            (256, 70, 4),
+            (64, 66, 7),
+            (96, 34, 2),
+        ] {
             let wave = |seed: usize, count: usize| {
                 (0..count).map(|i| ((i * 7 + seed) as f32 * 0.37).sin()).collect::<Vec<_>>()
             };
-            let (query, keys, values) = (wave(1, head), wave(2, head * positions), wave(3, head * positions));
+            let (queries, keys, values) = (wave(1, head * count), wave(2, head * positions), wave(3, head * positions));
             let halves = |values: &[f32]| values.iter().map(|value| f16::from_f32(*value)).collect::<Vec<_>>();
             let (half_keys, half_values) = (halves(&keys), halves(&values));
-            let terms: Vec<f64> = (0..positions)
-                .map(|p| {
-                    let dot: f64 = (0..head).map(|d| f64::from(query[d] * keys[p * head + d])).sum();
-                    (dot * f64::from(0.3f32)).exp()
-                })
-                .collect();
-            let sum: f64 = terms.iter().sum();
+            let want: Vec<f64> = queries.chunks(head).flat_map(|query| textbook(query, &keys, &values)).collect();
             for level in Level::available() {
-                let whole = attend_in(level, positions, &query, &keys, &values);
-                let half = attend_in(level, positions, &query, &half_keys, &half_values);
-                for d in 0..head {
-                    let want: f64 =
-                        (0..positions).map(|p| terms[p] * f64::from(values[p * head + d])).sum::<f64>() / sum;
+                let whole = attend_in(level, positions, &queries, &keys, &values, head);
+                let half = attend_in(level, positions, &queries, &half_keys, &half_values, head);
+                for (d, want) in want.iter().enumerate() {
                     assert!((f64::from(whole[d]) - want).abs() < 1e-5, "{level:?} {d}: {} for {want}", whole[d]);
                     assert!((f64::from(half[d]) - want).abs() < 4e-3, "{level:?} {d}: {} for {want}", half[d]);
                 }
                 for part in [1, 3, 32] {
-                    assert_eq!(attend_in(level, part, &query, &keys, &values), whole, "{level:?} {part}");
-                    assert_eq!(attend_in(level, part, &query, &half_keys, &half_values), half, "{level:?} {part}");
+                    assert_eq!(attend_in(level, part, &queries, &keys, &values, head), whole, "{level:?} {part}");
+                    assert_eq!(
+                        attend_in(level, part, &queries, &half_keys, &half_values, head),
+                        half,
+                        "{level:?} {part}"
+                    );
+                }
+                for (query, among) in queries.chunks(head).zip(half.chunks(head)) {
+                    let alone = attend_in(level, 32, query, &half_keys, &half_values, head);
+                    assert_eq!(alone, among, "a query alone and among others, {level:?}");
                 }
             }
         }
+    }
+
+    fn textbook(query: &[f32], keys: &[f32], values: &[f32]) -> Vec<f64> {
+        let head = query.len();
+        let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| f64::from(q * k)).sum::<f64>();
+        let terms: Vec<f64> = keys.chunks(head).map(|key| (dot(key) * f64::from(0.3f32)).exp()).collect();
+        let sum: f64 = terms.iter().sum();
+        let column =
+            |d: usize| terms.iter().zip(values.chunks(head)).map(move |(term, value)| term * f64::from(value[d]));
+        (0..head).map(|d| column(d).sum::<f64>() / sum).collect()
     }
 }

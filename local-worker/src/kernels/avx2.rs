@@ -5,10 +5,11 @@
 #![allow(unsafe_code, reason = "vector instructions; called only where the processor was found to have them")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    __m256, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
+    _mm256_storeu_ps, _mm256_xor_si256,
 };
 use std::ops::Range;
 
@@ -16,7 +17,7 @@ use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
-use super::quantized::{Line, QuantizedMatrix, TileView, by_kind};
+use super::quantized::{Line, QuantizedMatrix, SUPER, TileView, by_kind};
 use super::team::Output;
 
 /// See [`super::Matrix::multiply`].
@@ -26,7 +27,7 @@ pub(super) fn multiply(matrix: &QuantizedMatrix, tiles: Range<usize>, input: &Ac
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn walk<const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+fn walk<const BITS: usize, const MIN: bool, const UNITS: bool, const PARTS: usize>(
     matrix: &QuantizedMatrix,
     tiles: Range<usize>,
     input: &Activations,
@@ -37,9 +38,9 @@ fn walk<const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>
         let mut m = 0;
         while m < input.rows() {
             m += match input.rows() - m {
-                1 => some::<1, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
-                2..=3 => some::<2, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
-                _ => some::<4, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
+                1 => some::<1, BITS, MIN, UNITS, PARTS>(view, input, m, matrix.rows(), tile, out),
+                2..=3 => some::<2, BITS, MIN, UNITS, PARTS>(view, input, m, matrix.rows(), tile, out),
+                _ => some::<4, BITS, MIN, UNITS, PARTS>(view, input, m, matrix.rows(), tile, out),
             };
         }
     }
@@ -47,7 +48,7 @@ fn walk<const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>
 
 /// One tile times `M` rows of input from `first` on; returns `M`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+fn some<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bool, const PARTS: usize>(
     view: TileView<'_>,
     input: &Activations,
     first: usize,
@@ -57,7 +58,7 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
 ) -> usize {
     let inputs: [&[ActivationBlock]; M] = std::array::from_fn(|m| input.row_blocks(first + m));
     for half in 0..2 {
-        let total = half_tile::<M, FOUR, MIN, WIDE, PARTS>(view, half, &inputs);
+        let total = half_tile::<M, BITS, MIN, UNITS, PARTS>(view, half, &inputs);
         for (m, total) in total.iter().enumerate() {
             let mut sums = [0.0f32; 8];
             // SAFETY: eight floats fit the array.
@@ -77,60 +78,37 @@ fn some<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, con
 /// Eight lanes of a tile, the first or the second half.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+fn half_tile<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bool, const PARTS: usize>(
     view: TileView<'_>,
     half: usize,
     inputs: &[&[ActivationBlock]; M],
 ) -> [__m256; M] {
     let blocks = inputs[0].len();
-    let per_block = if FOUR { 4 } else { 8 };
-    let full = !FOUR && view.zero == 128;
-    let low = _mm256_set1_epi8(15);
     let mut total = [_mm256_setzero_ps(); M];
-    for (block, lines) in view.lines.chunks_exact(per_block).enumerate().take(blocks) {
+    for (block, lines) in view.lines.as_chunks::<BITS>().0.iter().enumerate().take(blocks) {
         let mut now = [&inputs[0][block]; M];
         for m in 1..M {
             // SAFETY: every row has as many blocks, and `block` is below that.
             now[m] = unsafe { inputs[m].get_unchecked(block) };
         }
+        // SAFETY: this function's own instructions are those that are needed.
+        let dots = unsafe { dots::<M, BITS, PARTS>(lines, half, view.zero, &now) };
         for part in 0..PARTS {
-            let mut dot = [_mm256_setzero_si256(); M];
-            for m in 0..M {
-                dot[m] = _mm256_set1_epi32(if full { 0 } else { now[m].sum::<PARTS>(part).wrapping_mul(-view.zero) });
-            }
-            if FOUR {
-                for (group, line) in lines.iter().enumerate() {
-                    let both = load(line, half);
-                    let (near, far) =
-                        (_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16::<4>(both), low));
-                    for m in 0..M {
-                        dot[m] = small_dot(dot[m], near, now[m].word(group));
-                        dot[m] = small_dot(dot[m], far, now[m].word(group + 4));
-                    }
-                }
+            let scale = if UNITS {
+                in_units(&view.scales[block / SUPER], &view.small_scales[block * PARTS + part], half)
             } else {
-                let from = part * (8 / PARTS);
-                for (group, line) in (from..).zip(&lines[from..from + 8 / PARTS]) {
-                    let weights = load(line, half);
-                    for m in 0..M {
-                        let word = now[m].word(group);
-                        dot[m] = if full { full_dot(dot[m], weights, word) } else { small_dot(dot[m], weights, word) };
-                    }
-                }
-            }
-            let at = block * PARTS + part;
-            let scale =
-                if WIDE { load_wide(&view.wide_scales[at], half) } else { load_half(&view.half_scales[at], half) };
+                load_half(&view.scales[block], half)
+            };
             for m in 0..M {
                 let scale = _mm256_mul_ps(scale, _mm256_set1_ps(now[m].scale));
-                total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[m]), scale, total[m]);
+                total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[part][m]), scale, total[m]);
             }
         }
         if MIN {
-            let minima = if WIDE {
-                load_wide(&view.wide_minima[block], half)
+            let minima = if UNITS {
+                in_units(&view.minima[block / SUPER], &view.small_minima[block], half)
             } else {
-                load_half(&view.half_minima[block], half)
+                load_half(&view.minima[block], half)
             };
             for m in 0..M {
                 total[m] = _mm256_fmadd_ps(minima, _mm256_set1_ps(now[m].total), total[m]);
@@ -138,6 +116,71 @@ fn half_tile<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool
         }
     }
     total
+}
+
+/// Integer products of half a tile with one block, part by part. Inlined, because sixteen sums handed over in memory would take as long again.
+///
+/// # Safety
+/// Needs the instructions of the caller.
+#[inline(always)]
+unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
+    lines: &[Line; BITS],
+    half: usize,
+    zero: i32,
+    now: &[&ActivationBlock; M],
+) -> [[__m256i; M]; PARTS] {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let mut dots = [[_mm256_setzero_si256(); M]; PARTS];
+        if BITS == 8 {
+            for (group, line) in lines.iter().enumerate() {
+                let weights = load(line, half);
+                for m in 0..M {
+                    dots[0][m] = full_dot(dots[0][m], weights, now[m].word(group));
+                }
+            }
+            return dots;
+        }
+        for part in 0..PARTS {
+            for m in 0..M {
+                dots[part][m] = _mm256_set1_epi32(now[m].sum::<PARTS>(part).wrapping_mul(-zero));
+            }
+        }
+        let low = _mm256_set1_epi8(15);
+        let above = [load(&lines[4.min(BITS - 1)], half), load(&lines[5.min(BITS - 1)], half)];
+        for group in 0..4 {
+            let both = load(&lines[group], half);
+            let mut near = _mm256_and_si256(both, low);
+            let mut far = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
+            if BITS > 4 {
+                near = _mm256_or_si256(near, high::<BITS>(above[0], group));
+                far = _mm256_or_si256(far, high::<BITS>(above[1], group + 4));
+            }
+            for m in 0..M {
+                dots[0][m] = small_dot(dots[0][m], near, now[m].word(group));
+                dots[PARTS - 1][m] = small_dot(dots[PARTS - 1][m], far, now[m].word(group + 4));
+            }
+        }
+        dots
+    }
+}
+
+/// The bits of `group` above the low four, at their place.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn high<const BITS: usize>(line: __m256i, group: usize) -> __m256i {
+    let at = if BITS == 5 { group } else { group % 4 * 2 };
+    let moved = match at {
+        0 => _mm256_slli_epi16::<4>(line),
+        1 => _mm256_slli_epi16::<3>(line),
+        2 => _mm256_slli_epi16::<2>(line),
+        3 => _mm256_slli_epi16::<1>(line),
+        4 => line,
+        5 => _mm256_srli_epi16::<1>(line),
+        6 => _mm256_srli_epi16::<2>(line),
+        _ => _mm256_srli_epi16::<3>(line),
+    };
+    _mm256_and_si256(moved, _mm256_set1_epi8(if BITS == 5 { 0x10 } else { 0x30 }))
 }
 
 /// Adds the products of eight times four unsigned integers below 128 with the four signed ones of `word`.
@@ -166,17 +209,19 @@ fn load(line: &Line, half: usize) -> __m256i {
 }
 
 #[inline]
-#[target_feature(enable = "avx2")]
-fn load_wide(scales: &[f32; TILE], half: usize) -> __m256 {
-    let eight = &scales[half * 8..half * 8 + 8];
-    // SAFETY: eight floats are there.
-    unsafe { _mm256_loadu_ps(eight.as_ptr()) }
-}
-
-#[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn load_half(scales: &[f16; TILE], half: usize) -> __m256 {
     let eight = &scales[half * 8..half * 8 + 8];
     // SAFETY: eight halves, 16 bytes, are there.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(eight.as_ptr().cast()) })
+}
+
+/// Small integers times their unit.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn in_units(units: &[f16; TILE], small: &[i8; TILE], half: usize) -> __m256 {
+    let eight = &small[half * 8..half * 8 + 8];
+    // SAFETY: eight bytes are there.
+    let small = _mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(eight.as_ptr().cast()) });
+    _mm256_mul_ps(load_half(units, half), _mm256_cvtepi32_ps(small))
 }

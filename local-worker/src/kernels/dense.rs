@@ -6,6 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::activation::Activations;
+use super::memory::{Kept, Memory, Plain};
 use super::team::{Output, share};
 use super::vector::half_to_single;
 use super::{Level, TILE};
@@ -26,25 +27,33 @@ pub struct DenseMatrix {
 /// Tile after tile, each `cols` long.
 #[derive(Debug)]
 enum Weights {
-    Single(Vec<[f32; TILE]>),
-    Half(Vec<[f16; TILE]>),
-    Brain(Vec<[bf16; TILE]>),
+    Single(Kept<[f32; TILE]>),
+    Half(Kept<[f16; TILE]>),
+    Brain(Kept<[bf16; TILE]>),
 }
 
 impl DenseMatrix {
     /// Packs a matrix of single precision; `weight` is asked for each row and column.
-    pub fn pack_single(rows: usize, cols: usize, weight: impl Fn(usize, usize) -> f32) -> Self {
-        Self { rows, cols, weights: Weights::Single(interleave(rows, cols, weight)) }
+    pub fn pack_single(
+        memory: &mut Memory,
+        (rows, cols): (usize, usize),
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Self {
+        Self { rows, cols, weights: Weights::Single(interleave(memory, rows, cols, weight)) }
     }
 
     /// Packs a matrix of half precision.
-    pub fn pack_half(rows: usize, cols: usize, weight: impl Fn(usize, usize) -> f16) -> Self {
-        Self { rows, cols, weights: Weights::Half(interleave(rows, cols, weight)) }
+    pub fn pack_half(memory: &mut Memory, (rows, cols): (usize, usize), weight: impl Fn(usize, usize) -> f16) -> Self {
+        Self { rows, cols, weights: Weights::Half(interleave(memory, rows, cols, weight)) }
     }
 
     /// Packs a matrix of bfloat16.
-    pub fn pack_brain(rows: usize, cols: usize, weight: impl Fn(usize, usize) -> bf16) -> Self {
-        Self { rows, cols, weights: Weights::Brain(interleave(rows, cols, weight)) }
+    pub fn pack_brain(
+        memory: &mut Memory,
+        (rows, cols): (usize, usize),
+        weight: impl Fn(usize, usize) -> bf16,
+    ) -> Self {
+        Self { rows, cols, weights: Weights::Brain(interleave(memory, rows, cols, weight)) }
     }
 
     /// Outputs.
@@ -60,9 +69,9 @@ impl DenseMatrix {
     /// Memory taken, in bytes.
     pub fn bytes(&self) -> u64 {
         match &self.weights {
-            Weights::Single(tiles) => size_of_val(tiles.as_slice()) as u64,
-            Weights::Half(tiles) => size_of_val(tiles.as_slice()) as u64,
-            Weights::Brain(tiles) => size_of_val(tiles.as_slice()) as u64,
+            Weights::Single(tiles) => size_of_val(&**tiles) as u64,
+            Weights::Half(tiles) => size_of_val(&**tiles) as u64,
+            Weights::Brain(tiles) => size_of_val(&**tiles) as u64,
         }
     }
 
@@ -105,8 +114,11 @@ struct Place {
     rows: usize,
 }
 
-fn interleave<T: Copy + Default>(rows: usize, cols: usize, weight: impl Fn(usize, usize) -> T) -> Vec<[T; TILE]> {
-    let mut tiles = vec![[T::default(); TILE]; rows.div_ceil(TILE) * cols];
+fn interleave<T>(memory: &mut Memory, rows: usize, cols: usize, weight: impl Fn(usize, usize) -> T) -> Kept<[T; TILE]>
+where
+    [T; TILE]: Plain,
+{
+    let mut tiles = memory.take::<[T; TILE]>(rows.div_ceil(TILE) * cols);
     for row in 0..rows {
         for column in 0..cols {
             tiles[row / TILE * cols + column][row % TILE] = weight(row, column);

@@ -6,8 +6,8 @@
 
 use std::arch::aarch64::{
     float32x4_t, int8x16_t, int32x4_t, uint8x16_t, vaddq_f32, vandq_u8, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32,
-    vdupq_n_u8, vfmaq_f32, vget_low_s8, vld1q_f32, vld1q_u8, vmull_high_s8, vmull_s8, vmulq_f32, vpadalq_s16,
-    vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32, vsubq_u8,
+    vdupq_n_u8, vfmaq_f32, vget_low_s8, vld1q_f32, vld1q_s32, vld1q_u8, vmull_high_s8, vmull_s8, vmulq_f32, vorrq_u8,
+    vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshlq_n_u8, vshrq_n_u8, vst1q_f32, vsubq_u8,
 };
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use half::f16;
 
 use super::TILE;
 use super::activation::{ActivationBlock, Activations};
-use super::quantized::{Line, QuantizedMatrix, TileView, by_kind};
+use super::quantized::{Line, QuantizedMatrix, SUPER, TileView, by_kind};
 use super::team::Output;
 use super::vector::half_to_single;
 
@@ -32,7 +32,7 @@ pub(super) fn multiply<const DOT: bool>(
     by_kind!(matrix.kind(), walk[DOT](matrix, tiles, input, out))
 }
 
-fn walk<const DOT: bool, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+fn walk<const DOT: bool, const BITS: usize, const MIN: bool, const UNITS: bool, const PARTS: usize>(
     matrix: &QuantizedMatrix,
     tiles: Range<usize>,
     input: &Activations,
@@ -43,16 +43,16 @@ fn walk<const DOT: bool, const FOUR: bool, const MIN: bool, const WIDE: bool, co
         let mut m = 0;
         while m < input.rows() {
             m += match input.rows() - m {
-                1 => some::<1, DOT, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
-                2..=3 => some::<2, DOT, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
-                _ => some::<4, DOT, FOUR, MIN, WIDE, PARTS>(view, input, m, matrix.rows(), tile, out),
+                1 => some::<1, DOT, BITS, MIN, UNITS, PARTS>(view, input, m, matrix.rows(), tile, out),
+                2..=3 => some::<2, DOT, BITS, MIN, UNITS, PARTS>(view, input, m, matrix.rows(), tile, out),
+                _ => some::<4, DOT, BITS, MIN, UNITS, PARTS>(view, input, m, matrix.rows(), tile, out),
             };
         }
     }
 }
 
 /// One tile times `M` rows of input from `first` on; returns `M`.
-fn some<const M: usize, const DOT: bool, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+fn some<const M: usize, const DOT: bool, const BITS: usize, const MIN: bool, const UNITS: bool, const PARTS: usize>(
     view: TileView<'_>,
     input: &Activations,
     first: usize,
@@ -70,9 +70,9 @@ fn some<const M: usize, const DOT: bool, const FOUR: bool, const MIN: bool, cons
         // SAFETY: `DOT` is asked for only where `Level::detect` found the dot product; the rest every such processor has.
         let total = unsafe {
             if DOT {
-                quarter_dot::<M, FOUR, MIN, WIDE, PARTS>(view, quarter, &inputs)
+                quarter_dot::<M, BITS, MIN, UNITS, PARTS>(view, quarter, &inputs)
             } else {
-                quarter_tile::<M, false, FOUR, MIN, WIDE, PARTS>(view, quarter, &inputs)
+                quarter_tile::<M, false, BITS, MIN, UNITS, PARTS>(view, quarter, &inputs)
             }
         };
         for (m, total) in total.iter().enumerate() {
@@ -89,13 +89,13 @@ fn some<const M: usize, const DOT: bool, const FOUR: bool, const MIN: bool, cons
 
 /// [`quarter_tile`], compiled for processors with the integer dot product.
 #[target_feature(enable = "neon,dotprod")]
-fn quarter_dot<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bool, const PARTS: usize>(
+fn quarter_dot<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bool, const PARTS: usize>(
     view: TileView<'_>,
     quarter: usize,
     inputs: &[&[ActivationBlock]; M],
 ) -> [float32x4_t; M] {
     // SAFETY: this function's own instruction sets are those the callee needs.
-    unsafe { quarter_tile::<M, true, FOUR, MIN, WIDE, PARTS>(view, quarter, inputs) }
+    unsafe { quarter_tile::<M, true, BITS, MIN, UNITS, PARTS>(view, quarter, inputs) }
 }
 
 /// Four lanes of a tile. With `DOT` only on a processor with the integer dot product.
@@ -103,9 +103,9 @@ fn quarter_dot<const M: usize, const FOUR: bool, const MIN: bool, const WIDE: bo
 unsafe fn quarter_tile<
     const M: usize,
     const DOT: bool,
-    const FOUR: bool,
+    const BITS: usize,
     const MIN: bool,
-    const WIDE: bool,
+    const UNITS: bool,
     const PARTS: usize,
 >(
     view: TileView<'_>,
@@ -113,51 +113,30 @@ unsafe fn quarter_tile<
     inputs: &[&[ActivationBlock]; M],
 ) -> [float32x4_t; M] {
     let blocks = inputs[0].len();
-    let per_block = if FOUR { 4 } else { 8 };
     // SAFETY: plain vector arithmetic, which every 64-bit ARM processor has; loads stay within the slices taken below.
     unsafe {
-        let (zero, low) = (vdupq_n_u8(view.zero as u8), vdupq_n_u8(15));
         let mut total = [vdupq_n_f32(0.0); M];
-        for (block, lines) in view.lines.chunks_exact(per_block).enumerate().take(blocks) {
+        for (block, lines) in view.lines.as_chunks::<BITS>().0.iter().enumerate().take(blocks) {
             let now: [&ActivationBlock; M] = std::array::from_fn(|m| &inputs[m][block]);
+            let dots = dots::<M, DOT, BITS, PARTS>(lines, quarter, view.zero as u8, &now);
             for part in 0..PARTS {
-                let mut dot = [[vdupq_n_s32(0); 2]; M];
-                if FOUR {
-                    for (group, line) in lines.iter().enumerate() {
-                        let both = load(line, quarter);
-                        let near = signed(vandq_u8(both, low), zero);
-                        let far = signed(vshrq_n_u8::<4>(both), zero);
-                        for m in 0..M {
-                            dot[m] = products::<DOT>(dot[m], near, now[m].word(group));
-                            dot[m] = products::<DOT>(dot[m], far, now[m].word(group + 4));
-                        }
-                    }
+                let scale = if UNITS {
+                    in_units(&view.scales[block / SUPER], &view.small_scales[block * PARTS + part], quarter)
                 } else {
-                    let from = part * (8 / PARTS);
-                    for (group, line) in (from..).zip(&lines[from..from + 8 / PARTS]) {
-                        let weights = signed(load(line, quarter), zero);
-                        for m in 0..M {
-                            dot[m] = products::<DOT>(dot[m], weights, now[m].word(group));
-                        }
-                    }
-                }
-                let at = block * PARTS + part;
-                let scale = if WIDE {
-                    load_wide(&view.wide_scales[at], quarter)
-                } else {
-                    load_half(&view.half_scales[at], quarter)
+                    load_half(&view.scales[block], quarter)
                 };
                 for m in 0..M {
-                    let sums = if DOT { dot[m][0] } else { vpaddq_s32(dot[m][0], dot[m][1]) };
+                    let dot = dots[part][m];
+                    let sums = if DOT { dot[0] } else { vpaddq_s32(dot[0], dot[1]) };
                     let scale = vmulq_f32(scale, vdupq_n_f32(now[m].scale));
                     total[m] = vfmaq_f32(total[m], vcvtq_f32_s32(sums), scale);
                 }
             }
             if MIN {
-                let minima = if WIDE {
-                    load_wide(&view.wide_minima[block], quarter)
+                let minima = if UNITS {
+                    in_units(&view.minima[block / SUPER], &view.small_minima[block], quarter)
                 } else {
-                    load_half(&view.half_minima[block], quarter)
+                    load_half(&view.minima[block], quarter)
                 };
                 for m in 0..M {
                     total[m] = vaddq_f32(total[m], vmulq_f32(minima, vdupq_n_f32(now[m].total)));
@@ -165,6 +144,65 @@ unsafe fn quarter_tile<
             }
         }
         total
+    }
+}
+
+/// Integer products of four lanes with one block, part by part; see [`products`] for how they lie.
+#[inline(always)]
+unsafe fn dots<const M: usize, const DOT: bool, const BITS: usize, const PARTS: usize>(
+    lines: &[Line; BITS],
+    quarter: usize,
+    zero: u8,
+    now: &[&ActivationBlock; M],
+) -> [[[int32x4_t; 2]; M]; PARTS] {
+    // SAFETY: as in the caller.
+    unsafe {
+        let (zero, low) = (vdupq_n_u8(zero), vdupq_n_u8(15));
+        let mut dots = [[[vdupq_n_s32(0); 2]; M]; PARTS];
+        if BITS == 8 {
+            for (group, line) in lines.iter().enumerate() {
+                let weights = signed(load(line, quarter), zero);
+                for m in 0..M {
+                    dots[0][m] = products::<DOT>(dots[0][m], weights, now[m].word(group));
+                }
+            }
+            return dots;
+        }
+        let above = [load(&lines[4.min(BITS - 1)], quarter), load(&lines[5.min(BITS - 1)], quarter)];
+        for group in 0..4 {
+            let both = load(&lines[group], quarter);
+            let (mut near, mut far) = (vandq_u8(both, low), vshrq_n_u8::<4>(both));
+            if BITS > 4 {
+                near = vorrq_u8(near, high::<BITS>(above[0], group));
+                far = vorrq_u8(far, high::<BITS>(above[1], group + 4));
+            }
+            let (near, far) = (signed(near, zero), signed(far, zero));
+            for m in 0..M {
+                dots[0][m] = products::<DOT>(dots[0][m], near, now[m].word(group));
+                dots[PARTS - 1][m] = products::<DOT>(dots[PARTS - 1][m], far, now[m].word(group + 4));
+            }
+        }
+        dots
+    }
+}
+
+/// The bits of `group` above the low four, at their place.
+#[inline(always)]
+unsafe fn high<const BITS: usize>(line: uint8x16_t, group: usize) -> uint8x16_t {
+    let at = if BITS == 5 { group } else { group % 4 * 2 };
+    // SAFETY: instructions of every 64-bit ARM processor.
+    unsafe {
+        let moved = match at {
+            0 => vshlq_n_u8::<4>(line),
+            1 => vshlq_n_u8::<3>(line),
+            2 => vshlq_n_u8::<2>(line),
+            3 => vshlq_n_u8::<1>(line),
+            4 => line,
+            5 => vshrq_n_u8::<1>(line),
+            6 => vshrq_n_u8::<2>(line),
+            _ => vshrq_n_u8::<3>(line),
+        };
+        vandq_u8(moved, vdupq_n_u8(if BITS == 5 { 0x10 } else { 0x30 }))
     }
 }
 
@@ -207,15 +245,16 @@ unsafe fn load(line: &Line, quarter: usize) -> uint8x16_t {
 }
 
 #[inline(always)]
-unsafe fn load_wide(scales: &[f32; TILE], quarter: usize) -> float32x4_t {
-    let four = &scales[quarter * QUARTER..(quarter + 1) * QUARTER];
-    // SAFETY: four floats are there.
-    unsafe { vld1q_f32(four.as_ptr()) }
-}
-
-#[inline(always)]
 unsafe fn load_half(scales: &[f16; TILE], quarter: usize) -> float32x4_t {
     let four: [f32; QUARTER] = std::array::from_fn(|lane| half_to_single(scales[quarter * QUARTER + lane]));
     // SAFETY: four floats are there.
     unsafe { vld1q_f32(four.as_ptr()) }
+}
+
+/// Small integers times their unit.
+#[inline(always)]
+unsafe fn in_units(units: &[f16; TILE], small: &[i8; TILE], quarter: usize) -> float32x4_t {
+    let four: [i32; QUARTER] = std::array::from_fn(|lane| i32::from(small[quarter * QUARTER + lane]));
+    // SAFETY: four integers are there.
+    unsafe { vmulq_f32(load_half(units, quarter), vcvtq_f32_s32(vld1q_s32(four.as_ptr()))) }
 }

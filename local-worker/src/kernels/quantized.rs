@@ -1,21 +1,26 @@
-//! Quantised matrices in one packed layout for all file formats: unsigned integers of 4 or 8 bits, a scale for each 32 (or
-//! 16) of them, and a zero point that is one number for the whole matrix or a minimum for each block.
+//! Quantised matrices in one packed layout for all file formats: unsigned integers of 4, 5, 6 or 8 bits, a scale for each 32
+//! (or 16) of them, and a zero point that is one number for the whole matrix or a minimum for each block.
 //!
 //! `weight = scale · (q − zero) + minimum`
 //!
 //! Sixteen rows lie interleaved in a tile, four neighbouring integers of a row at a time, because that is what one
-//! instruction of the integer dot product takes: 64 bytes, sixteen rows by four inputs. No weight is rounded in packing.
+//! instruction of the integer dot product takes: 64 bytes, sixteen rows by four inputs. No weight is rounded in packing, and
+//! a packed matrix is within 3 % of its size in the file, because reading it sets the pace where sequences are few.
 
 use std::ops::Range;
 
 use half::f16;
 
 use super::activation::Activations;
+use super::memory::{Kept, Memory};
 use super::team::{Output, share};
 use super::{Level, TILE, scalar};
 
 /// Weights that share a scale.
 pub const BLOCK: usize = 32;
+
+/// Blocks whose scales and minima are small integers in units of their own, for the kinds called `Super`.
+pub(super) const SUPER: usize = 8;
 
 /// Lines of 64 weight bytes, times rows of input, from which on a product is shared by threads: less takes longer to hand
 /// out than to do.
@@ -26,17 +31,19 @@ const WORTH_SHARING: usize = 2_048;
 #[repr(C, align(64))]
 pub(super) struct Line(pub [u8; 64]);
 
-/// Calls a kernel with what a [`Kind`] is made of as constants: 4 bits, minima, scales of single precision, scales of a
-/// block. Constants of the kernel's own come first.
+/// Calls a kernel with what a [`Kind`] is made of as constants: bits, minima, scales in units, scales of a block. Constants
+/// of the kernel's own come first.
 macro_rules! by_kind {
     ($kind:expr, $kernel:ident [$($own:ident),*] $arguments:tt) => {
         match $kind {
-            $crate::kernels::Kind::Four => $kernel::<$($own,)* true, false, false, 1> $arguments,
-            $crate::kernels::Kind::FourMin => $kernel::<$($own,)* true, true, false, 1> $arguments,
-            $crate::kernels::Kind::FourMinWide => $kernel::<$($own,)* true, true, true, 1> $arguments,
-            $crate::kernels::Kind::Eight => $kernel::<$($own,)* false, false, false, 1> $arguments,
-            $crate::kernels::Kind::EightMinWide => $kernel::<$($own,)* false, true, true, 1> $arguments,
-            $crate::kernels::Kind::EightTwo => $kernel::<$($own,)* false, false, true, 2> $arguments,
+            $crate::kernels::Kind::Four => $kernel::<$($own,)* 4, false, false, 1> $arguments,
+            $crate::kernels::Kind::FourMin => $kernel::<$($own,)* 4, true, false, 1> $arguments,
+            $crate::kernels::Kind::FourSuper => $kernel::<$($own,)* 4, true, true, 1> $arguments,
+            $crate::kernels::Kind::Five => $kernel::<$($own,)* 5, false, false, 1> $arguments,
+            $crate::kernels::Kind::FiveMin => $kernel::<$($own,)* 5, true, false, 1> $arguments,
+            $crate::kernels::Kind::FiveSuper => $kernel::<$($own,)* 5, true, true, 1> $arguments,
+            $crate::kernels::Kind::SixSuper => $kernel::<$($own,)* 6, false, true, 2> $arguments,
+            $crate::kernels::Kind::Eight => $kernel::<$($own,)* 8, false, false, 1> $arguments,
         }
     };
 }
@@ -45,52 +52,100 @@ pub(super) use by_kind;
 /// What a packed matrix keeps for its blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// 4 bits, scales of half precision (Q4_0).
+    /// 4 bits around 8, scales of half precision (Q4_0).
     Four,
     /// 4 bits, scales and minima of half precision (Q4_1).
     FourMin,
-    /// 4 bits, scales and minima of single precision (Q4_K).
-    FourMinWide,
-    /// 8 bits, scales of half precision (Q8_0, Q5_0).
+    /// 4 bits, scales and minima as integers in units of half precision, one unit for eight blocks (Q4_K).
+    FourSuper,
+    /// 5 bits around 16, scales of half precision (Q5_0).
+    Five,
+    /// 5 bits, scales and minima of half precision (Q5_1).
+    FiveMin,
+    /// 5 bits, scales and minima as with [`Kind::FourSuper`] (Q5_K).
+    FiveSuper,
+    /// 6 bits around 32, two scales for each block, as integers in units (Q6_K).
+    SixSuper,
+    /// 8 bits around 128, scales of half precision (Q8_0).
     Eight,
-    /// 8 bits, scales and minima of single precision (Q5_1, Q5_K).
-    EightMinWide,
-    /// 8 bits, two scales of single precision for each 32 (Q6_K).
-    EightTwo,
 }
 
 impl Kind {
-    pub(super) fn four(self) -> bool {
-        matches!(self, Self::Four | Self::FourMin | Self::FourMinWide)
+    /// Bits of an integer; lines of one block of a tile as well.
+    pub(super) fn bits(self) -> usize {
+        match self {
+            Self::Four | Self::FourMin | Self::FourSuper => 4,
+            Self::Five | Self::FiveMin | Self::FiveSuper => 5,
+            Self::SixSuper => 6,
+            Self::Eight => 8,
+        }
     }
 
     pub(super) fn minima(self) -> bool {
-        matches!(self, Self::FourMin | Self::FourMinWide | Self::EightMinWide)
+        matches!(self, Self::FourMin | Self::FourSuper | Self::FiveMin | Self::FiveSuper)
     }
 
-    pub(super) fn wide(self) -> bool {
-        matches!(self, Self::FourMinWide | Self::EightMinWide | Self::EightTwo)
+    /// Whether scales and minima are integers in units of several blocks.
+    pub(super) fn units(self) -> bool {
+        matches!(self, Self::FourSuper | Self::FiveSuper | Self::SixSuper)
     }
 
     pub(super) fn parts(self) -> usize {
-        if self == Self::EightTwo { 2 } else { 1 }
+        if self == Self::SixSuper { 2 } else { 1 }
     }
 
-    /// Lines of one block of a tile.
-    pub(super) fn lines(self) -> usize {
-        if self.four() { 4 } else { 8 }
+    /// Weights of a row that have all they need together: columns are a multiple of it.
+    pub fn group(self) -> usize {
+        if self.units() { SUPER * BLOCK } else { BLOCK }
+    }
+
+    /// The integer that stands for 0.
+    pub(super) fn zero(self) -> i32 {
+        match self {
+            Self::Four => 8,
+            Self::Five => 16,
+            Self::SixSuper => 32,
+            Self::Eight => 128,
+            Self::FourMin | Self::FourSuper | Self::FiveMin | Self::FiveSuper => 0,
+        }
+    }
+
+    /// Integers as they lie in the lines of a block, a word of each. The low four bits of the first sixteen lie beside those
+    /// of the last sixteen; the bits above, one or two for each group of four integers, side by side in lines of their own.
+    #[inline(always)]
+    pub fn words(self, q: &[u8; BLOCK]) -> [u32; 8] {
+        let q = q.as_chunks::<4>().0;
+        let group = |at: usize| u32::from_le_bytes(q[at]);
+        let low = |at: usize| (group(at) & 0x0f0f_0f0f) | (group(at + 4) & 0x0f0f_0f0f) << 4;
+        let fifth = |at: usize| (group(at) >> 4 & 0x0101_0101) << at;
+        let pair = |at: usize| (group(at) >> 4 & 0x0303_0303) << (at % 4 * 2);
+        match self.bits() {
+            8 => std::array::from_fn(group),
+            bits => {
+                let above = match bits {
+                    5 => [(0..8).fold(0, |word, at| word | fifth(at)), 0],
+                    6 => [(0..4).fold(0, |word, at| word | pair(at)), (4..8).fold(0, |word, at| word | pair(at))],
+                    _ => [0, 0],
+                };
+                [low(0), low(1), low(2), low(3), above[0], above[1], 0, 0]
+            }
+        }
     }
 }
 
-/// One block of one row, unpacked.
-#[derive(Debug, Clone, Copy)]
+/// One block of one row, as it is kept.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Unit {
-    /// Integers, below 16 for kinds of 4 bits.
-    pub q: [u8; BLOCK],
-    /// Scale of the first and the last 16; equal but for [`Kind::EightTwo`].
-    pub scale: [f32; 2],
-    /// Added to every weight, for kinds with minima.
-    pub minimum: f32,
+    /// See [`Kind::words`].
+    pub words: [u32; 8],
+    /// The scale, or its unit.
+    pub scale: f16,
+    /// Added to every weight, for kinds with minima, or its unit.
+    pub minimum: f16,
+    /// Scale of the first and the last 16, in units; equal but for [`Kind::SixSuper`].
+    pub small_scale: [i8; 2],
+    /// The minimum in units.
+    pub small_minimum: i8,
 }
 
 /// A packed quantised matrix.
@@ -99,12 +154,11 @@ pub struct QuantizedMatrix {
     rows: usize,
     cols: usize,
     kind: Kind,
-    zero: i32,
-    lines: Vec<Line>,
-    half_scales: Vec<[f16; TILE]>,
-    half_minima: Vec<[f16; TILE]>,
-    wide_scales: Vec<[f32; TILE]>,
-    wide_minima: Vec<[f32; TILE]>,
+    lines: Kept<Line>,
+    scales: Kept<[f16; TILE]>,
+    minima: Kept<[f16; TILE]>,
+    small_scales: Kept<[i8; TILE]>,
+    small_minima: Kept<[i8; TILE]>,
 }
 
 /// A view of one tile, for the kernels.
@@ -112,67 +166,74 @@ pub struct QuantizedMatrix {
 pub(super) struct TileView<'matrix> {
     pub zero: i32,
     pub lines: &'matrix [Line],
-    pub half_scales: &'matrix [[f16; TILE]],
-    pub half_minima: &'matrix [[f16; TILE]],
-    pub wide_scales: &'matrix [[f32; TILE]],
-    pub wide_minima: &'matrix [[f32; TILE]],
+    /// One for each block, or for each [`SUPER`] blocks; minima likewise.
+    pub scales: &'matrix [[f16; TILE]],
+    pub minima: &'matrix [[f16; TILE]],
+    /// One for each part of each block; of minima one for each block.
+    pub small_scales: &'matrix [[i8; TILE]],
+    pub small_minima: &'matrix [[i8; TILE]],
 }
 
 impl QuantizedMatrix {
-    /// Packs a matrix; `unit` is asked for each block of each row. `cols` must be a multiple of [`BLOCK`], and `zero` 128 or
-    /// at most 64 with all integers below 128.
-    pub fn pack(rows: usize, cols: usize, kind: Kind, zero: i32, mut unit: impl FnMut(usize, usize) -> Unit) -> Self {
-        debug_assert_eq!(cols % BLOCK, 0, "columns of a quantised matrix");
-        debug_assert!(zero == 128 || (0..=64).contains(&zero), "zero point {zero}");
+    /// Packs a matrix of `(rows, cols)`; `unit` is asked for each block of each row, tile by tile, so that what is written lies together.
+    /// `cols` must be a multiple of [`Kind::group`].
+    // Inlined, so that there is one for each kind and format with nothing left to decide in its loops.
+    #[inline(always)]
+    pub fn pack(
+        memory: &mut Memory,
+        (rows, cols): (usize, usize),
+        kind: Kind,
+        mut unit: impl FnMut(usize, usize) -> Unit,
+    ) -> Self {
+        debug_assert_eq!(cols % kind.group(), 0, "columns of a quantised matrix");
+        let mut matrix = Self::empty(memory, rows, cols, kind);
         let blocks = cols / BLOCK;
-        let tiles = rows.div_ceil(TILE);
-        let count = tiles * blocks;
-        let scales = count * kind.parts();
-        let sized = |wanted: bool, count: usize| if wanted { count } else { 0 };
-        let (half, wide) = (sized(!kind.wide(), scales), sized(kind.wide(), scales));
-        let mut matrix = Self {
-            rows,
-            cols,
-            kind,
-            zero,
-            lines: vec![Line([0; 64]); count * kind.lines()],
-            half_scales: vec![[f16::ZERO; TILE]; half],
-            half_minima: vec![[f16::ZERO; TILE]; sized(kind.minima(), half)],
-            wide_scales: vec![[0.0; TILE]; wide],
-            wide_minima: vec![[0.0; TILE]; sized(kind.minima(), wide)],
-        };
-        for row in 0..rows {
+        for tile in 0..rows.div_ceil(TILE) {
+            let lanes = TILE.min(rows - tile * TILE);
             for block in 0..blocks {
-                matrix.put(row, block, &unit(row, block));
+                for lane in 0..lanes {
+                    matrix.put(kind, tile * blocks + block, lane, &unit(tile * TILE + lane, block));
+                }
             }
         }
         matrix
     }
 
-    fn put(&mut self, row: usize, block: usize, unit: &Unit) {
-        let (tile, lane) = (row / TILE, row % TILE);
-        let at = tile * (self.cols / BLOCK) + block;
-        let count = self.kind.lines();
-        let lines = &mut self.lines[at * count..(at + 1) * count];
-        for (group, words) in unit.q.as_chunks::<4>().0.iter().enumerate() {
-            let (line, shift) = if self.kind.four() { (group % 4, group / 4 * 4) } else { (group, 0) };
-            for (byte, q) in lines[line].0[lane * 4..lane * 4 + 4].iter_mut().zip(words) {
-                *byte |= q << shift;
-            }
+    fn empty(memory: &mut Memory, rows: usize, cols: usize, kind: Kind) -> Self {
+        let count = rows.div_ceil(TILE) * (cols / BLOCK);
+        let sized = |wanted: bool, count: usize| if wanted { count } else { 0 };
+        let halves = if kind.units() { count / SUPER } else { count };
+        Self {
+            rows,
+            cols,
+            kind,
+            lines: memory.take(count * kind.bits()),
+            scales: memory.take(halves),
+            minima: memory.take(sized(kind.minima(), halves)),
+            small_scales: memory.take(sized(kind.units(), count * kind.parts())),
+            small_minima: memory.take(sized(kind.units() && kind.minima(), count)),
         }
-        for part in 0..self.kind.parts() {
-            let place = at * self.kind.parts() + part;
-            if self.kind.wide() {
-                self.wide_scales[place][lane] = unit.scale[part];
-            } else {
-                self.half_scales[place][lane] = f16::from_f32(unit.scale[part]);
-            }
+    }
+
+    /// `kind` once more, as a constant.
+    #[inline(always)]
+    fn put(&mut self, kind: Kind, at: usize, lane: usize, unit: &Unit) {
+        let count = kind.bits();
+        for (line, word) in self.lines[at * count..(at + 1) * count].iter_mut().zip(&unit.words) {
+            line.0[lane * 4..lane * 4 + 4].copy_from_slice(&word.to_le_bytes());
         }
-        if self.kind.minima() {
-            if self.kind.wide() {
-                self.wide_minima[at][lane] = unit.minimum;
-            } else {
-                self.half_minima[at][lane] = f16::from_f32(unit.minimum);
+        let place = if kind.units() { at / SUPER } else { at };
+        self.scales[place][lane] = unit.scale;
+        if kind.minima() {
+            self.minima[place][lane] = unit.minimum;
+        }
+        if kind.units() {
+            let parts = kind.parts();
+            for (small, scale) in self.small_scales[at * parts..(at + 1) * parts].iter_mut().zip(unit.small_scale) {
+                small[lane] = scale;
+            }
+            if kind.minima() {
+                self.small_minima[at][lane] = unit.small_minimum;
             }
         }
     }
@@ -189,24 +250,24 @@ impl QuantizedMatrix {
 
     /// Memory taken, in bytes.
     pub fn bytes(&self) -> u64 {
-        let half = (self.half_scales.len() + self.half_minima.len()) * TILE * 2;
-        let wide = (self.wide_scales.len() + self.wide_minima.len()) * TILE * 4;
-        (self.lines.len() * 64 + half + wide) as u64
+        let halves = (self.scales.len() + self.minima.len()) * 2;
+        let small = self.small_scales.len() + self.small_minima.len();
+        (self.lines.len() * 64 + (halves + small) * TILE) as u64
     }
 
     pub(super) fn tile(&self, tile: usize) -> TileView<'_> {
         let blocks = self.cols / BLOCK;
-        let (lines, scales) = (blocks * self.kind.lines(), blocks * self.kind.parts());
+        let halves = if self.kind.units() { blocks / SUPER } else { blocks };
         fn part<T>(all: &[T], tile: usize, size: usize) -> &[T] {
             all.get(tile * size..(tile + 1) * size).unwrap_or(&[])
         }
         TileView {
-            zero: self.zero,
-            lines: part(&self.lines, tile, lines),
-            half_scales: part(&self.half_scales, tile, scales),
-            half_minima: part(&self.half_minima, tile, blocks),
-            wide_scales: part(&self.wide_scales, tile, scales),
-            wide_minima: part(&self.wide_minima, tile, blocks),
+            zero: self.kind.zero(),
+            lines: part(&self.lines, tile, blocks * self.kind.bits()),
+            scales: part(&self.scales, tile, halves),
+            minima: part(&self.minima, tile, halves),
+            small_scales: part(&self.small_scales, tile, blocks * self.kind.parts()),
+            small_minima: part(&self.small_minima, tile, blocks),
         }
     }
 
@@ -253,11 +314,14 @@ impl TileView<'_> {
     /// The integer of `lane` at `index` within `block`.
     #[inline(always)]
     pub fn integer(&self, kind: Kind, lane: usize, block: usize, index: usize) -> i32 {
-        let (group, byte) = (index / 4, lane * 4 + index % 4);
-        let q = if kind.four() {
-            (self.lines[block * 4 + group % 4].0[byte] >> (group / 4 * 4)) & 15
-        } else {
-            self.lines[block * 8 + group].0[byte]
+        let (group, byte, bits) = (index / 4, lane * 4 + index % 4, kind.bits());
+        let line = |number: usize| self.lines[block * bits + number].0[byte];
+        let low = || (line(group % 4) >> (group / 4 * 4)) & 15;
+        let q = match bits {
+            8 => line(group),
+            5 => low() | ((line(4) >> group) & 1) << 4,
+            6 => low() | ((line(4 + group / 4) >> (group % 4 * 2)) & 3) << 4,
+            _ => low(),
         };
         i32::from(q) - self.zero
     }
@@ -265,17 +329,20 @@ impl TileView<'_> {
     /// The scale of `lane` in `part` of `block`.
     #[inline(always)]
     pub fn scale(&self, kind: Kind, lane: usize, block: usize, part: usize) -> f32 {
-        let place = block * kind.parts() + part;
-        if kind.wide() { self.wide_scales[place][lane] } else { self.half_scales[place][lane].to_f32() }
+        if kind.units() {
+            self.scales[block / SUPER][lane].to_f32() * f32::from(self.small_scales[block * kind.parts() + part][lane])
+        } else {
+            self.scales[block][lane].to_f32()
+        }
     }
 
     /// The minimum of `lane` in `block`; 0 for kinds without.
     #[inline(always)]
     pub fn minimum(&self, kind: Kind, lane: usize, block: usize) -> f32 {
-        match (kind.minima(), kind.wide()) {
+        match (kind.minima(), kind.units()) {
             (false, _) => 0.0,
-            (true, true) => self.wide_minima[block][lane],
-            (true, false) => self.half_minima[block][lane].to_f32(),
+            (true, true) => self.minima[block / SUPER][lane].to_f32() * f32::from(self.small_minima[block][lane]),
+            (true, false) => self.minima[block][lane].to_f32(),
         }
     }
 

@@ -278,7 +278,7 @@ impl Encoder {
                 for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
                     let kept = std::iter::once((own_keys.as_slice(), own_values.as_slice()));
                     let (query, out) = (&query[at..at + head], &mut out[at..at + head]);
-                    attend(self.level, query, kept, &weighing, &mut scratch.scores, out);
+                    attend(self.level, (query, head), kept, &weighing, &mut scratch.scores, out);
                 }
             }
         }

@@ -18,9 +18,9 @@ pub const POSITIONS: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheFormat {
     /// Single precision: what was computed, to the bit.
-    #[default]
     Single,
     /// Half precision: half the memory, each number within 0.05 % (and no larger than 65504).
+    #[default]
     Half,
 }
 
@@ -85,14 +85,14 @@ enum Numbers {
     Half(Vec<f16>),
 }
 
-/// What one query looks at.
+/// What a query looks at.
 #[derive(Debug, Clone)]
 pub struct Look {
     /// The sequence.
     pub slot: usize,
     /// The layer.
     pub layer: usize,
-    /// The key head that serves the query's head.
+    /// The key head that serves the queries' heads.
     pub key_head: usize,
     /// Positions seen; a sliding window begins above 0.
     pub positions: Range<usize>,
@@ -248,11 +248,11 @@ impl Cache {
         }
     }
 
-    /// Attention of one query over what a sequence has stored; `scores` is scratch.
-    pub(super) fn attend(&self, level: Level, look: &Look, query: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
+    /// Attention of all queries that a key head serves over what a sequence has stored; `scores` is scratch.
+    pub(super) fn attend(&self, level: Level, look: &Look, queries: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
         let positions = &look.positions;
-        scores.clear();
-        scores.resize(positions.len(), 0.0);
+        let queries = (queries, self.shape.head);
+        scores.resize(positions.len() * queries.0.len() / self.shape.head, 0.0);
         let side = POSITIONS * self.shape.head;
         let start = (look.layer * self.shape.key_heads + look.key_head) * 2 * side;
         let table = &self.slots[look.slot];
@@ -267,14 +267,14 @@ impl Cache {
                     Numbers::Single(numbers) => Some((&numbers[range.clone()], &numbers[shift(&range, side)])),
                     Numbers::Half(_) => None,
                 });
-                attend(level, query, parts, &look.weighing, scores, out);
+                attend(level, queries, parts, &look.weighing, scores, out);
             }
             CacheFormat::Half => {
                 let parts = parts.filter_map(|(numbers, range)| match numbers {
                     Numbers::Half(numbers) => Some((&numbers[range.clone()], &numbers[shift(&range, side)])),
                     Numbers::Single(_) => None,
                 });
-                attend(level, query, parts, &look.weighing, scores, out);
+                attend(level, queries, parts, &look.weighing, scores, out);
             }
         }
     }

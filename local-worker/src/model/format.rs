@@ -4,7 +4,7 @@
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 
-use crate::kernels::{BLOCK, DenseMatrix, Kind, Matrix, QuantizedMatrix, Unit};
+use crate::kernels::{BLOCK, DenseMatrix, Kind, Matrix, Memory, QuantizedMatrix, Unit};
 
 /// An element type this build can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,58 +84,108 @@ impl Format {
         let whole = cols.is_multiple_of(weights as u64);
         whole.then(|| rows.checked_mul(cols)?.checked_div(weights as u64)?.checked_mul(size as u64)).flatten()
     }
-
-    /// How integers of this format are kept, and their zero point.
-    fn packing(self) -> (Kind, i32) {
-        match self {
-            Self::Q4_0 => (Kind::Four, 8),
-            Self::Q4_1 => (Kind::FourMin, 0),
-            Self::Q4_K => (Kind::FourMinWide, 0),
-            Self::Q5_0 => (Kind::Eight, 16),
-            Self::Q5_1 | Self::Q5_K => (Kind::EightMinWide, 0),
-            Self::Q6_K => (Kind::EightTwo, 32),
-            Self::Q8_0 | Self::F32 | Self::F16 | Self::BF16 => (Kind::Eight, 128),
-        }
-    }
 }
 
 /// Packs `rows` rows of `cols` weights, given as a file has them: row after row, as many bytes as [`Format::bytes`] says.
 ///
 /// # Errors
 /// A number is not finite.
-pub fn pack(bytes: &[u8], format: Format, rows: usize, cols: usize) -> Result<Matrix, NotFinite> {
-    let (weights, size) = format.block();
-    if weights == 1 {
-        return pack_dense(bytes, format, rows, cols);
+pub fn pack(
+    memory: &mut Memory,
+    bytes: &[u8],
+    format: Format,
+    (rows, cols): (usize, usize),
+) -> Result<Matrix, NotFinite> {
+    let source = Source { bytes, rows, cols };
+    match format {
+        Format::F32 | Format::F16 | Format::BF16 => pack_dense(memory, bytes, format, (rows, cols)),
+        Format::Q4_0 => source.pack(memory, Kind::Four, |block: &[u8; 18], _| Unit {
+            words: nibbles(part(block, 2)),
+            scale: half(block, 0),
+            ..Unit::default()
+        }),
+        Format::Q4_1 => source.pack(memory, Kind::FourMin, |block: &[u8; 20], _| Unit {
+            words: nibbles(part(block, 4)),
+            scale: half(block, 0),
+            minimum: half(block, 2),
+            ..Unit::default()
+        }),
+        Format::Q5_0 => source.pack(memory, Kind::Five, |block: &[u8; 22], _| Unit {
+            words: fifths(part(block, 2), part(block, 6)),
+            scale: half(block, 0),
+            ..Unit::default()
+        }),
+        Format::Q5_1 => source.pack(memory, Kind::FiveMin, |block: &[u8; 24], _| Unit {
+            words: fifths(part(block, 4), part(block, 8)),
+            scale: half(block, 0),
+            minimum: half(block, 2),
+            ..Unit::default()
+        }),
+        Format::Q8_0 => source.pack(memory, Kind::Eight, |block: &[u8; 34], _| {
+            let words = part::<34, 32>(block, 2).as_chunks::<4>().0;
+            let words = std::array::from_fn(|at| u32::from_le_bytes(words[at]) ^ 0x8080_8080);
+            Unit { words, scale: half(block, 0), ..Unit::default() }
+        }),
+        Format::Q4_K => source.pack(memory, Kind::FourSuper, |block: &[u8; 144], inner| {
+            let q = halves(part(block, 16), inner);
+            scaled(block, inner, Kind::FourSuper.words(&q))
+        }),
+        Format::Q5_K => source.pack(memory, Kind::FiveSuper, |block: &[u8; 176], inner| {
+            let (mut q, high) = (halves(part(block, 48), inner), part::<176, 32>(block, 16));
+            for (q, high) in q.iter_mut().zip(high) {
+                *q |= ((high >> inner) & 1) << 4;
+            }
+            scaled(block, inner, Kind::FiveSuper.words(&q))
+        }),
+        Format::Q6_K => source.pack(memory, Kind::SixSuper, sixths),
     }
-    let (kind, zero) = format.packing();
-    let mut finite = true;
-    let inner = weights / BLOCK;
-    let matrix = QuantizedMatrix::pack(rows, cols, kind, zero, |row, block| {
-        let at = (row * (cols / weights) + block / inner) * size;
-        let unit = unpack(format, &bytes[at..at + size], block % inner);
-        finite &= unit.scale.iter().all(|scale| scale.is_finite()) && unit.minimum.is_finite();
-        unit
-    });
-    if finite { Ok(Matrix::Quantized(matrix)) } else { Err(NotFinite) }
 }
 
-fn pack_dense(bytes: &[u8], format: Format, rows: usize, cols: usize) -> Result<Matrix, NotFinite> {
+/// A matrix as a file has it.
+struct Source<'file> {
+    bytes: &'file [u8],
+    rows: usize,
+    cols: usize,
+}
+
+impl Source<'_> {
+    /// Packs it; `unit` makes the `inner`-th 32 weights of a block of the file.
+    #[inline(always)]
+    fn pack<const SIZE: usize>(
+        &self,
+        memory: &mut Memory,
+        kind: Kind,
+        unit: impl Fn(&[u8; SIZE], usize) -> Unit,
+    ) -> Result<Matrix, NotFinite> {
+        let blocks = self.bytes.as_chunks::<SIZE>().0;
+        let (inner, per_row) = (kind.group() / BLOCK, self.cols / kind.group());
+        let mut finite = true;
+        let matrix = QuantizedMatrix::pack(memory, (self.rows, self.cols), kind, |row, block| {
+            let unit = unit(&blocks[row * per_row + block / inner], block % inner);
+            finite &= unit.scale.is_finite() & unit.minimum.is_finite();
+            unit
+        });
+        if finite { Ok(Matrix::Quantized(matrix)) } else { Err(NotFinite) }
+    }
+}
+
+fn pack_dense(memory: &mut Memory, bytes: &[u8], format: Format, size: (usize, usize)) -> Result<Matrix, NotFinite> {
+    let cols = size.1;
     let pairs = bytes.as_chunks::<2>().0;
-    let all = |finite: bool, matrix: &dyn Fn() -> DenseMatrix| {
+    let all = |finite: bool, matrix: &mut dyn FnMut() -> DenseMatrix| {
         if finite { Ok(Matrix::Dense(matrix())) } else { Err(NotFinite) }
     };
     match format {
-        Format::F16 => all(pairs.iter().all(|pair| f16::from_le_bytes(*pair).is_finite()), &|| {
-            DenseMatrix::pack_half(rows, cols, |row, col| f16::from_le_bytes(pairs[row * cols + col]))
+        Format::F16 => all(pairs.iter().all(|pair| f16::from_le_bytes(*pair).is_finite()), &mut || {
+            DenseMatrix::pack_half(memory, size, |row, col| f16::from_le_bytes(pairs[row * cols + col]))
         }),
-        Format::BF16 => all(pairs.iter().all(|pair| bf16::from_le_bytes(*pair).is_finite()), &|| {
-            DenseMatrix::pack_brain(rows, cols, |row, col| bf16::from_le_bytes(pairs[row * cols + col]))
+        Format::BF16 => all(pairs.iter().all(|pair| bf16::from_le_bytes(*pair).is_finite()), &mut || {
+            DenseMatrix::pack_brain(memory, size, |row, col| bf16::from_le_bytes(pairs[row * cols + col]))
         }),
         _ => {
             let fours = bytes.as_chunks::<4>().0;
-            all(fours.iter().all(|four| f32::from_le_bytes(*four).is_finite()), &|| {
-                DenseMatrix::pack_single(rows, cols, |row, col| f32::from_le_bytes(fours[row * cols + col]))
+            all(fours.iter().all(|four| f32::from_le_bytes(*four).is_finite()), &mut || {
+                DenseMatrix::pack_single(memory, size, |row, col| f32::from_le_bytes(fours[row * cols + col]))
             })
         }
     }
@@ -154,71 +204,79 @@ pub fn singles(bytes: &[u8], format: Format) -> Vec<f32> {
     }
 }
 
-fn pair(bytes: &[u8], at: usize) -> [u8; 2] {
-    [bytes[at], bytes[at + 1]]
+/// `N` bytes from `at` on; `at` is a constant within the block.
+#[inline(always)]
+fn part<const SIZE: usize, const N: usize>(block: &[u8; SIZE], at: usize) -> &[u8; N] {
+    debug_assert!(at + N <= SIZE, "part of a block");
+    block[at..].first_chunk().unwrap_or(&[0; N])
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes(pair(bytes, at)).to_f32()
+#[inline(always)]
+fn half<const SIZE: usize>(block: &[u8; SIZE], at: usize) -> f16 {
+    f16::from_le_bytes(*part(block, at))
 }
 
-/// The `inner`-th 32 weights of a block.
-fn unpack(format: Format, bytes: &[u8], inner: usize) -> Unit {
-    match format {
-        Format::Q4_0 => Unit { q: nibbles(&bytes[2..18]), scale: [half_at(bytes, 0); 2], minimum: 0.0 },
-        Format::Q4_1 => Unit { q: nibbles(&bytes[4..20]), scale: [half_at(bytes, 0); 2], minimum: half_at(bytes, 2) },
-        Format::Q5_0 => Unit { q: fifths(&bytes[2..6], &bytes[6..22]), scale: [half_at(bytes, 0); 2], minimum: 0.0 },
-        Format::Q5_1 => {
-            Unit { q: fifths(&bytes[4..8], &bytes[8..24]), scale: [half_at(bytes, 0); 2], minimum: half_at(bytes, 2) }
-        }
-        Format::Q4_K => {
-            let q = std::array::from_fn(|i| (bytes[16 + inner / 2 * 32 + i] >> (inner % 2 * 4)) & 15);
-            scaled(bytes, inner, q)
-        }
-        Format::Q5_K => {
-            let q = std::array::from_fn(|i| {
-                let low = (bytes[48 + inner / 2 * 32 + i] >> (inner % 2 * 4)) & 15;
-                low | ((bytes[16 + i] >> inner) & 1) << 4
-            });
-            scaled(bytes, inner, q)
-        }
-        Format::Q6_K => {
-            let (half, quarter) = (inner / 4, inner % 4);
-            let q = std::array::from_fn(|i| {
-                let low = (bytes[half * 64 + quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 15;
-                low | ((bytes[128 + half * 32 + i] >> (quarter * 2)) & 3) << 4
-            });
-            let scale = |part: usize| half_at(bytes, 208) * f32::from(bytes[192 + inner * 2 + part] as i8);
-            Unit { q, scale: [scale(0), scale(1)], minimum: 0.0 }
-        }
-        Format::Q8_0 | Format::F32 | Format::F16 | Format::BF16 => {
-            Unit { q: std::array::from_fn(|i| bytes[2 + i] ^ 0x80), scale: [half_at(bytes, 0); 2], minimum: 0.0 }
-        }
+/// Sixteen bytes: the first sixteen weights low, the last sixteen high, which is how they are packed.
+#[inline(always)]
+fn nibbles(bytes: &[u8; 16]) -> [u32; 8] {
+    let words = bytes.as_chunks::<4>().0;
+    std::array::from_fn(|at| words.get(at).map_or(0, |word| u32::from_le_bytes(*word)))
+}
+
+/// The same with a fifth bit for each weight.
+#[inline(always)]
+fn fifths(high: &[u8; 4], low: &[u8; 16]) -> [u32; 8] {
+    let mut words = nibbles(low);
+    let high = u32::from_le_bytes(*high);
+    for byte in 0..4 {
+        // Every fourth bit, pushed together.
+        let mut bits = (high >> byte) & 0x1111_1111;
+        bits = (bits | bits >> 3) & 0x0303_0303;
+        bits = (bits | bits >> 6) & 0x000f_000f;
+        words[4] |= ((bits | bits >> 12) & 0xff) << (byte * 8);
     }
+    words
 }
 
-/// Sixteen bytes: the first sixteen weights low, the last sixteen high.
-fn nibbles(bytes: &[u8]) -> [u8; BLOCK] {
-    std::array::from_fn(|i| (bytes[i % 16] >> (i / 16 * 4)) & 15)
-}
-
-fn fifths(high: &[u8], low: &[u8]) -> [u8; BLOCK] {
-    let mut q = nibbles(low);
-    for (i, q) in q.iter_mut().enumerate() {
-        *q |= ((high[i / 8] >> (i % 8)) & 1) << 4;
-    }
-    q
+/// Q4_K and Q5_K: of every 32 bytes the low halves are one 32 weights, the high halves the next.
+#[inline(always)]
+fn halves(bytes: &[u8; 128], inner: usize) -> [u8; BLOCK] {
+    let bytes = bytes.as_chunks::<32>().0[inner / 2];
+    std::array::from_fn(|at| (bytes[at] >> (inner % 2 * 4)) & 15)
 }
 
 /// Q4_K and Q5_K: two halves, and twelve bytes with eight 6-bit scales and eight 6-bit minima.
-fn scaled(bytes: &[u8], inner: usize, q: [u8; BLOCK]) -> Unit {
-    let packed = &bytes[4..16];
+#[inline(always)]
+fn scaled<const SIZE: usize>(block: &[u8; SIZE], inner: usize, words: [u32; 8]) -> Unit {
+    let packed: &[u8; 12] = part(block, 4);
     let (scale, minimum) = if inner < 4 {
         (packed[inner] & 63, packed[inner + 4] & 63)
     } else {
         let both = packed[inner + 4];
         ((both & 15) | (packed[inner - 4] >> 6) << 4, (both >> 4) | (packed[inner] >> 6) << 4)
     };
-    let scale = half_at(bytes, 0) * f32::from(scale);
-    Unit { q, scale: [scale; 2], minimum: -half_at(bytes, 2) * f32::from(minimum) }
+    Unit {
+        words,
+        scale: half(block, 0),
+        minimum: half(block, 2),
+        small_scale: [scale as i8; 2],
+        // What the file takes off.
+        small_minimum: -(minimum as i8),
+    }
+}
+
+/// Q6_K: low halves, pairs of bits above them, and sixteen scales.
+#[inline(always)]
+fn sixths(block: &[u8; 210], inner: usize) -> Unit {
+    let (side, quarter) = (inner / 4, inner % 4);
+    let low = part::<210, 128>(block, 0).as_chunks::<32>().0[side * 2 + quarter % 2];
+    let high = part::<210, 64>(block, 128).as_chunks::<32>().0[side];
+    let q = std::array::from_fn(|at| ((low[at] >> (quarter / 2 * 4)) & 15) | ((high[at] >> (quarter * 2)) & 3) << 4);
+    let scales = part::<210, 16>(block, 192);
+    Unit {
+        words: Kind::SixSuper.words(&q),
+        scale: half(block, 208),
+        small_scale: [scales[inner * 2] as i8, scales[inner * 2 + 1] as i8],
+        ..Unit::default()
+    }
 }

@@ -114,10 +114,11 @@ impl Decoder {
         let (shared, window) = (shape.heads / shape.key_heads, shape.attention[index].window);
         for (at, row) in rows.iter().enumerate() {
             let first = window.map_or(0, |window| (row.position + 1).saturating_sub(window));
-            for head in 0..shape.heads {
-                let (key_head, positions) = (head / shared, first..row.position + 1);
+            for key_head in 0..shape.key_heads {
+                let positions = first..row.position + 1;
                 let look = Look { slot: row.slot, layer: index, key_head, positions, weighing };
-                let part = at * queries + head * shape.head..at * queries + (head + 1) * shape.head;
+                let size = shared * shape.head;
+                let part = at * queries + key_head * size..at * queries + (key_head + 1) * size;
                 cache.attend(level, &look, &scratch.queries[part.clone()], &mut scratch.scores, &mut out[part]);
             }
         }

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 
 use super::format::{Format, NotFinite, pack, singles};
 use super::{LoadError, Quantize};
-use crate::kernels::Matrix;
+use crate::kernels::{Matrix, Memory};
 
 /// A file, or several, of named tensors.
 pub trait Tensors {
@@ -56,12 +56,13 @@ pub struct Loader<'file> {
     quantize: Option<Quantize>,
     used: RefCell<HashSet<String>>,
     formats: RefCell<HashMap<String, u64>>,
+    memory: RefCell<Memory>,
 }
 
 impl<'file> Loader<'file> {
     /// Of a file; `quantize` is what matrices of floating point become.
     pub fn new(tensors: &'file dyn Tensors, quantize: Option<Quantize>) -> Self {
-        Self { tensors, quantize, used: RefCell::default(), formats: RefCell::default() }
+        Self { tensors, quantize, used: RefCell::default(), formats: RefCell::default(), memory: RefCell::default() }
     }
 
     /// Whether there is such a tensor.
@@ -93,7 +94,7 @@ impl<'file> Loader<'file> {
             None => (Cow::Borrowed(bytes), format),
         };
         *self.formats.borrow_mut().entry(format!("{format:?}")).or_default() += (rows * cols) as u64;
-        pack(&bytes, format, rows, cols).map_err(not_finite)
+        pack(&mut self.memory.borrow_mut(), &bytes, format, (rows, cols)).map_err(not_finite)
     }
 
     /// A part of a tensor of one dimension as floats.
