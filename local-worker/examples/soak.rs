@@ -1,5 +1,5 @@
 //! Random requests at a small model, three of ten cancelled: are all answered as if alone, and is memory back afterwards?
-//! `cargo run --release -p local-worker --example soak [REQUESTS]`
+//! `cargo run --release -p local-worker --example soak [REQUESTS] [ROUNDS]`
 #![allow(clippy::print_stdout, reason = "an example prints what it found")]
 
 use std::time::Instant;
@@ -8,7 +8,8 @@ use local_worker::testing::soak::{Book, Dice, MODEL, soak};
 use local_worker::{ModelSource, Worker, WorkerConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let requests = std::env::args().nth(1).map_or(Ok(10_000), |count| count.parse())?;
+    let number = |at: usize, otherwise| std::env::args().nth(at).map_or(Ok(otherwise), |count| count.parse());
+    let (requests, rounds) = (number(1, 10_000)?, number(2, 1)?);
     let file = std::env::temp_dir().join(format!("sluice-soak-{}.gguf", std::process::id()));
     std::fs::write(&file, MODEL.gguf())?;
     let source = ModelSource::Path(file.clone());
@@ -19,16 +20,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let budget = worker.load().cache_free_bytes;
     // Once through beforehand, so that what is allocated once is there.
     soak(&worker, &mut book, 500, &mut dice)?;
-    let (before, started) = (resident()?, Instant::now());
-    let soaked = soak(&worker, &mut book, requests, &mut dice)?;
-    let (after, seconds) = (resident()?, started.elapsed().as_secs_f64());
-    println!("{requests} requests in {seconds:.1} s: {} complete, {} cancelled", soaked.complete, soaked.cancelled);
-    println!("{} tokens, each as alone to the bit; {} prompt tokens not computed again", soaked.tokens, soaked.cached);
-    println!("sequences set back: {}", soaked.after.preemptions);
-    println!(
-        "cache afterwards: {} bytes in use, {} kept, {} free of {budget}; resident {} kB before, {} kB after",
-        soaked.after.cache_used_bytes, soaked.after.cache_kept_bytes, soaked.after.cache_free_bytes, before, after
-    );
+    println!("resident: {} kB before", resident()?);
+    for _ in 0..rounds {
+        let started = Instant::now();
+        let soaked = soak(&worker, &mut book, requests, &mut dice)?;
+        let (after, seconds) = (resident()?, started.elapsed().as_secs_f64());
+        println!("{requests} requests in {seconds:.1} s: {} complete, {} cancelled", soaked.complete, soaked.cancelled);
+        println!(
+            "{} tokens, each as alone to the bit; {} prompt tokens not computed again",
+            soaked.tokens, soaked.cached
+        );
+        println!("sequences set back: {}", soaked.after.preemptions);
+        println!(
+            "cache afterwards: {} bytes in use, {} kept, {} free of {budget}; resident: {after} kB",
+            soaked.after.cache_used_bytes, soaked.after.cache_kept_bytes, soaked.after.cache_free_bytes
+        );
+    }
     std::fs::remove_file(file)?;
     Ok(())
 }

@@ -14,8 +14,8 @@ pub mod scorer;
 pub mod train;
 
 pub use engine::{
-    Alternative, ChatMessage, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest, Generation,
-    Health, LoadSnapshot, MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage, UsageMeter,
-    Worker, WorkerConfig,
+    Alternative, CacheFormat, ChatMessage, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest,
+    Generation, Health, LoadSnapshot, MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage,
+    UsageMeter, Worker, WorkerConfig,
 };
 pub use model::LoadError;

@@ -14,7 +14,7 @@
 
 use std::path::PathBuf;
 
-use local_worker::model::{Cache, Decoder, Gguf, Row, Scratch};
+use local_worker::model::{Cache, CacheFormat, CacheShape, Decoder, Gguf, Row, Scratch};
 use local_worker::template::ChatTemplate;
 use local_worker::tokenizer::Tokenizer;
 use local_worker::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
@@ -95,6 +95,46 @@ fn texts_templates_and_greedy_choices_are_those_of_llama_cpp() {
     }
     println!("{ties} of {positions} greedy tokens differ, all at ties");
     assert!(ties <= MOST_TIES, "{ties} of {positions} tokens differ");
+}
+
+/// What a default is chosen by: the half-precision cache must cost nothing that a quantised model would notice.
+#[test]
+fn a_cache_of_half_precision_costs_no_quality() {
+    let Some(path) = model_path() else { return };
+    let bytes = std::fs::read(&path).unwrap();
+    let model = Decoder::load(&Gguf::parse("SmolLM2", &bytes).unwrap()).unwrap();
+    let (layers, key_heads, head) = (model.shape().layers, model.shape().key_heads, model.shape().head);
+    let (mut losses, mut positions, mut others, mut widest) = ([0.0f64; 2], 0, 0, 0.0f32);
+    for case in fixture()["cases"].as_array().unwrap() {
+        let (prompt, tokens) = (integers(&case["prompt"]), integers(&case["tokens"]));
+        let formats = [CacheFormat::Single, CacheFormat::Half];
+        let shapes = formats.map(|format| CacheShape { layers, key_heads, head, format });
+        let mut caches = shapes.map(|shape| Cache::bounded(1, shape, usize::MAX));
+        let mut scratches = [Scratch::default(), Scratch::default()];
+        let row = |position, token, wants_logits| Row { slot: 0, position, token, wants_logits };
+        let mut rows: Vec<Row> =
+            prompt.iter().enumerate().map(|(at, token)| row(at, *token, at + 1 == prompt.len())).collect();
+        for (at, token) in tokens.iter().enumerate() {
+            let mut choices = [0; 2];
+            for (which, (cache, scratch)) in caches.iter_mut().zip(&mut scratches).enumerate() {
+                let logits = model.step(cache, scratch, &rows);
+                choices[which] = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+                let largest = logits[choices[which]];
+                let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+                losses[which] -= f64::from(logits[*token as usize] - largest) - sum.ln();
+                if which == 1 && choices[0] != choices[1] {
+                    others += 1;
+                    widest = widest.max(largest - logits[choices[0]]);
+                }
+            }
+            positions += 1;
+            rows = vec![row(prompt.len() + at, *token, true)];
+        }
+    }
+    let perplexities = losses.map(|loss| (loss / f64::from(positions)).exp());
+    println!("{others} of {positions} greedy tokens differ by {widest} at most; perplexities {perplexities:?}");
+    assert!((perplexities[1] / perplexities[0] - 1.0).abs() < 0.005, "{perplexities:?}");
+    assert!(others <= positions / 50 && widest < 0.25, "{others} of {positions}, {widest}");
 }
 
 #[test]

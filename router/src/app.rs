@@ -236,6 +236,7 @@ fn models(settings: &Settings, tasks: &TaskTracker, stop: &CancellationToken) ->
         queue_capacity: settings.local_queue,
         max_sequences: settings.local_sequences,
         cache_bytes: settings.local_cache_bytes,
+        cache_format: settings.local_cache_format,
         threads: settings.local_threads,
         ..WorkerConfig::default()
     };

@@ -12,6 +12,7 @@ use crate::domain::{RecordLevel, Residency, TenantId};
 use crate::models::LoadWhen;
 use crate::telemetry::TelemetryConfig;
 use config::{Config, Environment, File, FileFormat, Source as _};
+use local_worker::CacheFormat;
 use raw::Raw;
 use secrecy::SecretString;
 use std::collections::HashMap;
@@ -86,6 +87,8 @@ pub struct Settings {
     pub local_sequences: usize,
     /// Bytes of keys and values that each local model may hold.
     pub local_cache_bytes: usize,
+    /// How local models keep keys and values.
+    pub local_cache_format: CacheFormat,
     /// Threads that each local model computes on.
     pub local_threads: usize,
     /// Most bytes of all local models together; `None` is no bound.

@@ -37,13 +37,14 @@ pub struct WorkerConfig {
     pub context_limit: Option<usize>,
     /// What weights of floating point become at load; files that are quantised stay as they are, and so does all without it.
     pub quantize: Option<Quantize>,
-    /// Memory for keys and values, in bytes: a token takes 8 bytes for each layer, key head and value of a head (46 kB with
-    /// SmolLM2-135M, so the default of 512 MiB holds 11,600 of its tokens), half of that in half precision. Taken as
+    /// Memory for keys and values, in bytes: a token takes 4 bytes for each layer, key head and value of a head (23 kB with
+    /// SmolLM2-135M, so the default of 512 MiB holds 23,300 of its tokens), twice that in single precision. Taken as
     /// sequences grow. A request that can't fit is refused with [`SubmitError::CacheTooSmall`]; one that fits but not now
     /// waits, and where running ones outgrow the budget, the youngest is set back and computed again later. Up to a quarter
     /// keeps the beginnings of sequences that have ended, the least recently used going first.
     pub cache_bytes: usize,
-    /// How keys and values are kept. Half precision changes an answer where two tokens are almost equally likely.
+    /// How keys and values are kept. Half precision, the default, is read in half the time, which long contexts wait for; it
+    /// changes an answer where two tokens are almost equally likely.
     pub cache_format: CacheFormat,
     /// Shares of tenants in places and prompt rows, by name; 1 if not named.
     pub tenant_weights: BTreeMap<String, u32>,
@@ -62,7 +63,7 @@ impl Default for WorkerConfig {
             context_limit: None,
             quantize: None,
             cache_bytes: 512 << 20,
-            cache_format: CacheFormat::Single,
+            cache_format: CacheFormat::Half,
             tenant_weights: BTreeMap::new(),
             decline_hold: 8,
         }
@@ -347,6 +348,8 @@ pub struct ModelInfo {
     pub decline_text: Option<String>,
     /// Time to load.
     pub load_seconds: f64,
+    /// Time of that to bring the weights into the kernels' form.
+    pub pack_seconds: f64,
     /// Hex blake3 hash of the file.
     pub file_blake3: String,
     /// Which kernels were chosen for this processor: `avx512-vnni`, `avx2` or `scalar`.

@@ -5,12 +5,14 @@ use std::time::Instant;
 use super::front::Front;
 use super::request::{ModelInfo, ModelSource, WorkerConfig};
 use crate::compress::{CompressError, Weights};
-use crate::model::{Decoder, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO};
+use crate::model::{Decoder, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO, shape_of};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
 /// Metadata key of the text a model writes when a request is not for it.
 const DECLINE_KEY: &str = "sluice.decline";
+/// Metadata key of the chat template.
+const TEMPLATE_KEY: &str = "tokenizer.chat_template";
 
 /// A model and what surrounds it.
 #[derive(Debug)]
@@ -54,14 +56,20 @@ fn load_bytes(
 ) -> Result<Loaded, LoadError> {
     let file = Gguf::parse(file_name, bytes)?;
     let options = LoadOptions { context_limit: config.context_limit, quantize: config.quantize };
-    let model = Decoder::load_with(&file, &options)?;
-    let tokenizer = Tokenizer::load(&file, model.shape().vocabulary)?;
-    let source = file.text("tokenizer.chat_template");
-    let (begin, end) = tokenizer.names();
-    let template = ChatTemplate::new(source, begin, end)
-        .map_err(|problem| file.malformed(format!("tokenizer.chat_template: {problem}")))?;
-    // Rules are compiled when first used; that should not be a request's time.
-    tokenizer.encode("warm up").map_err(|problem| file.malformed(format!("tokenizer: {problem}")))?;
+    let vocabulary = shape_of(&file, &options)?.vocabulary;
+    // What needs no packed weights is read beside their packing.
+    let (model, pack_seconds, front, hash) = std::thread::scope(|scope| {
+        let beside = || (read_front(&file, vocabulary), blake3::hash(bytes));
+        let thread = std::thread::Builder::new().name(format!("{name} vocabulary"));
+        let beside = thread.spawn_scoped(scope, beside).map_err(|error| LoadError::Thread(error.to_string()))?;
+        let started = Instant::now();
+        let model = Decoder::load_with(&file, &options)?;
+        let pack_seconds = started.elapsed().as_secs_f64();
+        let (front, hash) =
+            beside.join().map_err(|_| LoadError::Thread("it panicked while reading the vocabulary".to_owned()))?;
+        Ok::<_, LoadError>((model, pack_seconds, front?, hash))
+    })?;
+    let tokenizer = &front.tokenizer;
     let decline_text = file.text(DECLINE_KEY).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
     let decline = match &decline_text {
         Some(text) if config.decline_hold > 0 => {
@@ -80,11 +88,23 @@ fn load_bytes(
         file_bytes: bytes.len() as u64,
         resident_bytes: model.bytes(),
         quantization: model.quantization().to_owned(),
-        has_chat_template: source.is_some(),
+        has_chat_template: file.text(TEMPLATE_KEY).is_some(),
         decline_text,
         load_seconds: started.elapsed().as_secs_f64(),
-        file_blake3: blake3::hash(bytes).to_hex().to_string(),
+        pack_seconds,
+        file_blake3: hash.to_hex().to_string(),
         kernels: model.kernels().to_owned(),
     };
-    Ok(Loaded { front: Front { tokenizer, template }, info, decline, model })
+    Ok(Loaded { front, info, decline, model })
+}
+
+/// The vocabulary and the template.
+fn read_front(file: &Gguf<'_>, vocabulary: usize) -> Result<Front, LoadError> {
+    let tokenizer = Tokenizer::load(file, vocabulary)?;
+    let (begin, end) = tokenizer.names();
+    let template = ChatTemplate::new(file.text(TEMPLATE_KEY), begin, end)
+        .map_err(|problem| file.malformed(format!("{TEMPLATE_KEY}: {problem}")))?;
+    // Rules are compiled when first used; that should not be a request's time.
+    tokenizer.encode("warm up").map_err(|problem| file.malformed(format!("tokenizer: {problem}")))?;
+    Ok(Front { tokenizer, template })
 }

@@ -18,7 +18,7 @@ use crate::kernels::Team;
 use crate::model::{CacheShape, Decoder, LoadError, Row, Scratch};
 
 /// Rows and steps by which speed is measured before the first request.
-const WARM_UP: (usize, usize) = (32, 4);
+const WARM_UP: (usize, usize) = (16, 2);
 
 /// The model and the requests on it. Requests stay outside of what a panic can tear.
 #[derive(Debug)]

@@ -163,12 +163,14 @@ impl Models {
             let slot = slots.get_mut(id).ok_or_else(unknown)?;
             match outcome {
                 Ok(loaded) => {
-                    let (bytes, seconds) = (loaded.bytes(), loaded.worker().info().load_seconds);
+                    let (bytes, info) = (loaded.bytes(), loaded.worker().info());
+                    let (seconds, packing) = (info.load_seconds, info.pack_seconds);
                     slot.phase = Phase::Idle;
                     let gone = slot.loaded.replace(Arc::new(loaded));
                     let asked_for = (&slot.source, slot.context) == (source, *context);
                     drop(slots);
-                    tracing::info!(model = %id, bytes, seconds, swapped = before.is_some(), "a model is loaded");
+                    let swapped = before.is_some();
+                    tracing::info!(model = %id, bytes, seconds, packing, swapped, "a model is loaded");
                     drop(gone);
                     // The catalog may have changed meanwhile.
                     if asked_for {

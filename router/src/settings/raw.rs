@@ -7,6 +7,7 @@ use crate::budget::BudgetLimits;
 use crate::domain::{NanoUsd, RecordLevel, Residency, TenantId};
 use crate::models::LoadWhen;
 use crate::telemetry::{LogFormat, TelemetryConfig};
+use local_worker::CacheFormat;
 use secrecy::SecretString;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -64,6 +65,7 @@ struct RawLocal {
     queue: Option<usize>,
     sequences: Option<usize>,
     cache_bytes: Option<u64>,
+    cache_format: Option<String>,
     threads: Option<usize>,
     memory_bytes: Option<u64>,
     load: Option<String>,
@@ -272,6 +274,8 @@ impl Raw {
         let local_sequences = wrong.at_least_one("local.sequences", self.local.sequences.map(|n| n as u64), 8);
         let local_threads = wrong.at_least_one("local.threads", self.local.threads.map(|n| n as u64), 1);
         let local_cache = wrong.at_least_one("local.cache_bytes", self.local.cache_bytes, 512 << 20);
+        let formats = [("f16", CacheFormat::Half), ("f32", CacheFormat::Single)];
+        let local_cache_format = wrong.word("local.cache_format", self.local.cache_format.as_deref(), formats);
         let local_memory =
             self.local.memory_bytes.map(|bytes| wrong.at_least_one("local.memory_bytes", Some(bytes), 1));
         let whens = [("start", LoadWhen::Start), ("demand", LoadWhen::Demand)];
@@ -304,6 +308,7 @@ impl Raw {
             local_queue: size(local_queue),
             local_sequences: size(local_sequences),
             local_cache_bytes: size(local_cache),
+            local_cache_format,
             local_threads: size(local_threads),
             local_memory_bytes: local_memory,
             local_load,

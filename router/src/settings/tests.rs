@@ -16,6 +16,9 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsErro
 fn nothing_set_is_fine_and_variables_win() {
     let settings = load("", &[]).unwrap();
     assert!(settings.listen.ip().is_loopback());
+    assert_eq!(settings.local_cache_format, CacheFormat::Half);
+    let settings = load("[local]\ncache_format = \"f32\"", &[]).unwrap();
+    assert_eq!(settings.local_cache_format, CacheFormat::Single);
     let settings = load("listen = \"127.0.0.1:1\"", &[("SLUICE_LISTEN", "127.0.0.1:2")]).unwrap();
     assert_eq!(settings.listen.port(), 2);
     let text = "[targets.openai]\nbase_url = \"https://a/v1/\"\napi_key_env = \"KEY\"\n";
@@ -71,6 +74,7 @@ fn wrong_settings_name_key_and_mend() {
     check("[local]\nqueue = 0", &[], &["local.queue"]);
     check("[local]\nthreads = 0", &[], &["local.threads"]);
     check("[local]\ncache_bytes = 0", &[], &["local.cache_bytes"]);
+    check("[local]\ncache_format = \"f8\"", &[], &["local.cache_format", "`f8`", "`f16`", "`f32`"]);
     check("reload_seconds = 0", &[], &["reload_seconds"]);
     check("[tls]\nkey = \"k.pem\"", &[], &["tls.certificate"]);
     check("", &[("SLUICE_LOCAL__QUEUE", "many")], &["local.queue", "SLUICE_LOCAL__QUEUE"]);

@@ -47,9 +47,10 @@ pub fn answer(told: &v1::GetModelResponse, as_json: bool, out: &mut dyn Write) -
         facts.push(text("commit", details.commit.clone()));
         facts.extend(of_file(details));
         facts.push(size("weight_bytes", details.weight_bytes));
-        let milliseconds = format!("{:.0} ms", details.load_seconds * 1e3);
-        let loaded = details.load_seconds > 0.0;
-        facts.push(("load_seconds", json!(details.load_seconds), if loaded { milliseconds } else { String::new() }));
+        for (name, seconds) in [("load_seconds", details.load_seconds), ("pack_seconds", details.pack_seconds)] {
+            let words = if seconds > 0.0 { format!("{:.0} ms", seconds * 1e3) } else { String::new() };
+            facts.push((name, json!(seconds), words));
+        }
         facts.push(text("kernels", details.kernels.clone()));
     }
     facts.push(text("license", status.license));

@@ -73,6 +73,7 @@ fn details(report: &ModelReport, told: Inspection, caller: &Caller) -> v1::Model
         path: path.map(|path| path.display().to_string()).unwrap_or_default(),
         commit: report.commit.clone().unwrap_or_default(),
         load_seconds: loaded.map_or(0.0, |info| info.load_seconds),
+        pack_seconds: loaded.map_or(0.0, |info| info.pack_seconds),
         kernels: loaded.map(|info| info.kernels.clone()).unwrap_or_default(),
     }
 }
