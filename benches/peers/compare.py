@@ -3,18 +3,31 @@
 compare.py ENGINE_PEER [--rounds N] [--busy] [--growth] [--threads N] FILE...
 
 Prints Markdown: medians of the rounds' rates and of the rounds' ratios against llama.cpp. `--busy` adds the speed beside
-one and two processes that never wait; `--growth` adds rates by sequences and by context.
+one and two C++ compilers; `--growth` adds rates by sequences and by context.
 """
 
 import argparse
 import json
 import os
 import statistics
+import signal
 import subprocess
 import sys
+import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LLAMA, OWN, CANDLE = "llama.cpp", "sluice", "candle"
+
+# What the compilers beside are given: templates that keep one busy for seconds.
+SOURCE = """
+#include <functional>
+#include <map>
+#include <regex>
+#include <string>
+template <int N> struct Part { std::map<std::string, std::function<int(int)>> at; Part<N - 1> next; std::regex rule{"a+"}; };
+template <> struct Part<0> {};
+Part<60> parts;
+"""
 
 
 class Peer:
@@ -65,10 +78,15 @@ def measure(file, arguments):
         figures.setdefault(figure, {}).setdefault(name, []).append(answer and answer.get(key))
 
     names = [LLAMA, OWN, CANDLE]
+    # The engine's prompts come with a template: the others are given as many tokens.
+    peer = start(OWN, arguments)
+    tokens = peer.ask(do="load", file=file, threads=arguments.threads)["prompt"]
+    peer.end()
     for _ in range(arguments.rounds):
         for name in names:
             peer = start(name, arguments)
-            note(name, "load to first token, ms", peer.ask(do="load", file=file, threads=arguments.threads), "seconds")
+            loaded = peer.ask(do="load", file=file, threads=arguments.threads, tokens=tokens)
+            note(name, "load to first token, ms", loaded, "seconds")
             note(name, "resident memory, MiB", peer.ask(do="memory"), "bytes")
             peer.end()
     peers = {name: start(name, arguments) for name in names}
@@ -107,39 +125,61 @@ def table(file, figures, bandwidth):
           f"({100 * one * os.path.getsize(file) / bandwidth:.0f} %; above what memory gives where the weights stay in the cache).")
 
 
+class Compilers:
+    """So many compilers at work, until closed."""
+
+    def __init__(self, count):
+        self.source = tempfile.NamedTemporaryFile("w", suffix=".cpp")
+        self.source.write(SOURCE)
+        self.source.flush()
+        loop = f"while c++ -O2 -c {self.source.name} -o /dev/null; do :; done"
+        self.shells = [subprocess.Popen(["sh", "-c", loop], start_new_session=True) for _ in range(count)]
+
+    def close(self):
+        for shell in self.shells:
+            if shell.poll() is not None:
+                raise RuntimeError("a compiler did not run")
+            os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+        self.source.close()
+
+
 def busy(file, arguments):
-    print(f"\nBeside processes that never wait, {os.path.basename(file)}, decode of one sequence, tokens/s:\n")
-    print("| busy processes | llama.cpp | of quiet | sluice | of quiet |\n| ---: | ---: | ---: | ---: | ---: |")
+    print(f"\nBeside compilers, {os.path.basename(file)}, decode of one sequence, tokens/s:\n")
+    print("| compilers | llama.cpp | of quiet | sluice | of quiet |\n| ---: | ---: | ---: | ---: | ---: |")
     peers = {name: start(name, arguments) for name in (LLAMA, OWN)}
     for peer in peers.values():
         peer.ask(do="load", file=file, threads=arguments.threads)
     quiet = {}
     for count in (0, 1, 2):
-        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+        compilers = Compilers(count)
         cells = []
         for name, peer in peers.items():
             rates = [peer.ask(do="decode", context=8, tokens=64)["rate"] for _ in range(arguments.rounds)]
             rate = median(rates)
             quiet.setdefault(name, rate)
             cells += [show(rate), f"{100 * rate / quiet[name]:.0f} %"]
-        for loop in loops:
-            loop.kill()
+        compilers.close()
         print(f"| {count} | {' | '.join(cells)} |")
     for peer in peers.values():
         peer.end()
 
 
 def growth(file, arguments):
-    peer = start(OWN, arguments)
-    peer.ask(do="load", file=file, threads=arguments.threads)
+    peers = {name: start(name, arguments) for name in (LLAMA, OWN)}
+    peers["sluice, cache in f32"] = start(OWN, arguments)
+    for name, peer in peers.items():
+        more = dict(cache="f32") if "f32" in name else {}
+        peer.ask(do="load", file=file, threads=arguments.threads, **more)
     print(f"\nHow the engine grows, {os.path.basename(file)}, tokens/s:\n")
     print("| sequences | 1 | 2 | 4 | 8 | 16 |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    rates = [peer.ask(do="batch", sequences=n, tokens=48) for n in (1, 2, 4, 8, 16)]
-    print("| together | " + " | ".join(show(rate and rate["rate"]) for rate in rates) + " |")
-    print("\n| context | 64 | 512 | 1024 | 2048 | 3500 |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    rates = [peer.ask(do="decode", context=n, tokens=32) for n in (64, 512, 1024, 2048, 3500)]
-    print("| one sequence | " + " | ".join(show(rate and rate["rate"]) for rate in rates) + " |")
-    peer.end()
+    rates = [peers[OWN].ask(do="batch", sequences=n, tokens=48) for n in (1, 2, 4, 8, 16)]
+    print("| together | " + " | ".join(show(rate and rate.get("rate")) for rate in rates) + " |")
+    print("\n| one sequence after so many tokens | 64 | 512 | 1024 | 2048 | 3500 |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, peer in peers.items():
+        rates = [peer.ask(do="decode", context=n, tokens=32) for n in (64, 512, 1024, 2048, 3500)]
+        print(f"| {name} | " + " | ".join(show(rate and rate.get("rate")) for rate in rates) + " |")
+        peer.end()
 
 
 def main():

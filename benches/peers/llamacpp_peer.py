@@ -1,6 +1,6 @@
 """llama.cpp as a peer of the engine: reads one JSON command a line, answers with one JSON object a line.
 
-Commands: {"do": "load", "file", "threads"}, {"do": "decode", "context", "tokens"},
+Commands: {"do": "load", "file", "threads", "tokens"}, {"do": "decode", "context", "tokens"},
 {"do": "batch", "sequences", "tokens"}, {"do": "prefill", "tokens"}, {"do": "memory"}.
 Only the C calls are timed, so Python's own work does not count against llama.cpp.
 """
@@ -30,7 +30,7 @@ class Peer:
         self.before = resident()
         self.model = self.context = self.batch = None
 
-    def load(self, file, threads):
+    def load(self, file, threads, tokens=8):
         start = time.perf_counter()
         params = api.llama_model_default_params()
         self.model = api.llama_model_load_from_file(file.encode(), params)
@@ -47,7 +47,7 @@ class Peer:
         self.context = api.llama_init_from_model(self.model, settings)
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.batch = api.llama_batch_init(512, 0, 1)
-        self.rows([(0, position, position == 7) for position in range(8)])
+        self.rows([(0, position, position == tokens - 1) for position in range(tokens)])
         return {"seconds": time.perf_counter() - start}
 
     def clear(self):

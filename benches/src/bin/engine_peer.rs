@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_gemma3, quantized_llama};
-use local_worker::{ChatMessage, Event, GenerateRequest, Generation, ModelSource, Worker, WorkerConfig};
+use local_worker::{CacheFormat, ChatMessage, Event, GenerateRequest, Generation, ModelSource, Worker, WorkerConfig};
 use serde_json::{Value, json};
 
 fn main() -> Result<()> {
@@ -30,7 +30,12 @@ fn main() -> Result<()> {
             Err(error) => json!({ "error": format!("{error}") }),
         };
         let answer = match command["do"].as_str() {
-            Some("load") => json!({ "seconds": peer.load(command["file"].as_str().unwrap_or(""), number("threads"))? }),
+            Some("load") => {
+                let (single, tokens) = (command["cache"] == "f32", number("tokens").max(8));
+                let file = command["file"].as_str().unwrap_or("");
+                let (seconds, prompt) = peer.load(file, number("threads"), single, tokens)?;
+                json!({ "seconds": seconds, "prompt": prompt })
+            }
             Some("decode") => rate(peer.decode(number("context"), number("tokens"))),
             Some("batch") => rate(peer.batch(number("sequences"), number("tokens"))),
             Some("prefill") => rate(peer.prefill(number("tokens"))),
@@ -46,8 +51,9 @@ fn main() -> Result<()> {
 
 /// An engine under measurement. Rates are tokens a second.
 trait Peer {
-    /// Loads a file and writes one token after a prompt of eight; returns the seconds.
-    fn load(&mut self, file: &str, threads: usize) -> Result<f64>;
+    /// Loads a file and writes one token after a prompt of `tokens`, or of what a template makes of a few words; returns
+    /// the seconds and the prompt's tokens. `single` keeps keys and values in single precision, where there is a choice.
+    fn load(&mut self, file: &str, threads: usize, single: bool, tokens: usize) -> Result<(f64, usize)>;
     /// One sequence, after about `context` tokens.
     fn decode(&mut self, context: usize, tokens: usize) -> Result<f64>;
     /// Several sequences together, all tokens counted.
@@ -155,13 +161,14 @@ impl Own {
 }
 
 impl Peer for Own {
-    fn load(&mut self, file: &str, threads: usize) -> Result<f64> {
+    fn load(&mut self, file: &str, threads: usize, single: bool, _tokens: usize) -> Result<(f64, usize)> {
         let start = Instant::now();
         let config = WorkerConfig {
             max_sequences: 16,
             context_limit: Some(4096),
             threads,
             prefill_chunk: 512,
+            cache_format: if single { CacheFormat::Single } else { CacheFormat::Half },
             decline_hold: 0,
             ..WorkerConfig::default()
         };
@@ -169,7 +176,7 @@ impl Peer for Own {
         self.runtime = Some(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
         let generation = self.submit(2, 1)?;
         let timing = self.watch(generation)?;
-        Ok((timing.last - start).as_secs_f64())
+        Ok(((timing.last - start).as_secs_f64(), timing.prompt))
     }
 
     fn decode(&mut self, context: usize, tokens: usize) -> Result<f64> {
@@ -265,7 +272,7 @@ impl Candle {
 }
 
 impl Peer for Candle {
-    fn load(&mut self, file: &str, _threads: usize) -> Result<f64> {
+    fn load(&mut self, file: &str, _threads: usize, _single: bool, tokens: usize) -> Result<(f64, usize)> {
         let start = Instant::now();
         let mut reader = std::fs::File::open(file)?;
         let content = gguf_file::Content::read(&mut reader)?;
@@ -281,8 +288,8 @@ impl Peer for Candle {
             }
             _ => Stock::Llama(quantized_llama::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)?),
         });
-        self.step(1, 8, 0)?;
-        Ok(start.elapsed().as_secs_f64())
+        self.step(1, tokens, 0)?;
+        Ok((start.elapsed().as_secs_f64(), tokens))
     }
 
     fn decode(&mut self, context: usize, tokens: usize) -> Result<f64> {
