@@ -25,7 +25,7 @@ pub use activation::Activations;
 pub use attention::{Weighing, attend};
 pub use dense::DenseMatrix;
 pub use level::Level;
-pub use memory::Memory;
+pub use memory::{Kept, Memory, Plain};
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{

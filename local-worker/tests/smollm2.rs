@@ -97,7 +97,8 @@ fn texts_templates_and_greedy_choices_are_those_of_llama_cpp() {
     assert!(ties <= MOST_TIES, "{ties} of {positions} tokens differ");
 }
 
-/// What a default is chosen by: the half-precision cache must cost nothing that a quantised model would notice.
+/// What a default is chosen by: a cache of half precision costs no more than any other order of the same sums would. Tokens
+/// differ at ties only, as above, and what was written is about as likely as before.
 #[test]
 fn a_cache_of_half_precision_costs_no_quality() {
     let Some(path) = model_path() else { return };
@@ -133,8 +134,8 @@ fn a_cache_of_half_precision_costs_no_quality() {
     }
     let perplexities = losses.map(|loss| (loss / f64::from(positions)).exp());
     println!("{others} of {positions} greedy tokens differ by {widest} at most; perplexities {perplexities:?}");
-    assert!((perplexities[1] / perplexities[0] - 1.0).abs() < 0.005, "{perplexities:?}");
-    assert!(others <= positions / 50 && widest < 0.25, "{others} of {positions}, {widest}");
+    assert!((perplexities[1] / perplexities[0] - 1.0).abs() < 0.01, "{perplexities:?}");
+    assert!(others <= MOST_TIES && f64::from(widest) <= TIE, "{others} of {positions}, {widest}");
 }
 
 #[test]

@@ -240,9 +240,9 @@ fn settings_out_of_range_are_refused_by_name() {
     check(WorkerConfig { context_limit: Some(1), ..config() }, "context_limit is 1");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), CHAINS.gguf()).unwrap();
-    let small = WorkerConfig { cache_bytes: 32_767, ..config() };
+    let small = WorkerConfig { cache_bytes: 16_383, ..config() };
     let error = Worker::start("test", ModelSource::Path(file.path().to_owned()), small).unwrap_err().to_string();
-    assert!(error.contains("cache_bytes is 32767; 32 tokens of this model take 32768"), "{error}");
+    assert!(error.contains("cache_bytes is 16383; 32 tokens of this model take 16384"), "{error}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 
 use super::suite::Record;
 use crate::engine::{ChatMessage, Front, Loaded, ModelSource, SubmitError, WorkerConfig, load, team};
-use crate::model::{Cache, Decoder, LoadError, Row, Scratch, Watch};
+use crate::model::{Cache, CacheShape, Decoder, LoadError, Row, Scratch, Watch};
 use std::time::Instant;
 
 /// Rows of a step: their logits are held at once.
@@ -87,7 +87,9 @@ impl Probe {
     pub fn open(source: &ModelSource, config: &WorkerConfig) -> Result<Self, LoadError> {
         let Loaded { model, front, info, .. } = load("probe", source, config)?;
         let shape = model.shape();
-        let cache = Cache::new(1, shape.layers, shape.key_heads, shape.head);
+        let (layers, key_heads, head) = (shape.layers, shape.key_heads, shape.head);
+        let kept = CacheShape { layers, key_heads, head, format: config.cache_format };
+        let cache = Cache::bounded(1, kept, usize::MAX);
         let scratch = Scratch::shared_by(team(config.threads));
         Ok(Self { model, front, context: info.context_length as usize, cache, scratch })
     }

@@ -24,7 +24,9 @@ const SMALL: usize = 1 << 20;
 const ALIGNMENT: usize = 64;
 
 /// Numbers for which all bytes zero, and any other bytes of theirs, stand for a value.
-pub(super) trait Plain: Copy {}
+pub trait Plain: Copy {}
+impl Plain for f32 {}
+impl Plain for f16 {}
 impl Plain for Line {}
 impl Plain for [f16; TILE] {}
 impl Plain for [bf16; TILE] {}
@@ -55,7 +57,7 @@ unsafe impl Sync for Piece {}
 
 /// A part of it: a slice.
 #[derive(Debug)]
-pub(super) struct Kept<T> {
+pub struct Kept<T> {
     start: NonNull<T>,
     length: usize,
     /// Keeps the memory; none for an empty slice.
@@ -69,6 +71,15 @@ unsafe impl<T: Send> Send for Kept<T> {}
 unsafe impl<T: Sync> Sync for Kept<T> {}
 
 impl Memory {
+    /// `count` numbers, all zero, in a piece of their own; `huge` asks for huge pages.
+    pub fn alone<T: Plain>(count: usize, huge: bool) -> Kept<T> {
+        let mut memory = Self::default();
+        if count > 0 {
+            memory.piece = Some(Arc::new(Piece::new(count * size_of::<T>(), huge)));
+        }
+        memory.take(count)
+    }
+
     /// `count` numbers, all zero.
     pub(super) fn take<T: Plain>(&mut self, count: usize) -> Kept<T> {
         const { assert!(align_of::<T>() <= ALIGNMENT) };

@@ -5,11 +5,14 @@
 //! sequences that begin alike can hold the same blocks. A block is counted by its holders and its memory is given back when
 //! the last one lets go. Who may share what is not decided here.
 
+mod slabs;
+
 use std::ops::Range;
 
 use half::f16;
 
 use crate::kernels::{Level, Weighing, attend};
+use slabs::{Place, Slabs};
 
 /// Positions of one block.
 pub const POSITIONS: usize = 32;
@@ -61,6 +64,7 @@ pub struct BlockId(u32);
 pub struct Cache {
     shape: CacheShape,
     blocks: Vec<Block>,
+    numbers: Numbers,
     /// Blocks without a holder.
     free: Vec<BlockId>,
     /// Blocks that may be held at once.
@@ -76,13 +80,30 @@ struct Block {
     holders: u32,
     /// Whether one of the holders is no sequence.
     kept: bool,
-    numbers: Numbers,
+    /// Where its numbers lie, while there is a holder.
+    place: Place,
 }
 
 #[derive(Debug)]
 enum Numbers {
-    Single(Vec<f32>),
-    Half(Vec<f16>),
+    Single(Slabs<f32>),
+    Half(Slabs<f16>),
+}
+
+impl Numbers {
+    fn take(&mut self) -> Place {
+        match self {
+            Self::Single(slabs) => slabs.take(),
+            Self::Half(slabs) => slabs.take(),
+        }
+    }
+
+    fn release(&mut self, place: Place) {
+        match self {
+            Self::Single(slabs) => slabs.release(place),
+            Self::Half(slabs) => slabs.release(place),
+        }
+    }
 }
 
 /// What a query looks at.
@@ -110,7 +131,11 @@ impl Cache {
     /// For `slots` sequences at once, holding `most` blocks at most.
     pub fn bounded(slots: usize, shape: CacheShape, most: usize) -> Self {
         let most = most.min(u32::MAX as usize);
-        Self { shape, blocks: Vec::new(), free: Vec::new(), most, idle: 0, slots: vec![Vec::new(); slots] }
+        let numbers = match shape.format {
+            CacheFormat::Single => Numbers::Single(Slabs::new(shape.block_numbers())),
+            CacheFormat::Half => Numbers::Half(Slabs::new(shape.block_numbers())),
+        };
+        Self { shape, blocks: Vec::new(), numbers, free: Vec::new(), most, idle: 0, slots: vec![Vec::new(); slots] }
     }
 
     /// Sequences at once.
@@ -186,7 +211,7 @@ impl Cache {
         at.holders -= 1;
         self.idle += usize::from(at.kept && at.holders == 1);
         if at.holders == 0 {
-            at.numbers = Numbers::Single(Vec::new());
+            self.numbers.release(at.place);
             self.free.push(block);
         }
     }
@@ -211,17 +236,13 @@ impl Cache {
     }
 
     fn take(&mut self) -> Option<BlockId> {
-        let numbers = match self.shape.format {
-            CacheFormat::Single => Numbers::Single(vec![0.0; self.shape.block_numbers()]),
-            CacheFormat::Half => Numbers::Half(vec![f16::ZERO; self.shape.block_numbers()]),
-        };
-        let block = Block { holders: 1, kept: false, numbers };
+        if self.free.is_empty() && self.blocks.len() >= self.most {
+            return None;
+        }
+        let block = Block { holders: 1, kept: false, place: self.numbers.take() };
         if let Some(id) = self.free.pop() {
             self.blocks[id.0 as usize] = block;
             return Some(id);
-        }
-        if self.blocks.len() >= self.most {
-            return None;
         }
         self.blocks.push(block);
         Some(BlockId(self.blocks.len() as u32 - 1))
@@ -231,14 +252,14 @@ impl Cache {
     pub(super) fn put(&mut self, slot: usize, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
         let (head, key_heads) = (self.shape.head, self.shape.key_heads);
         let block = self.slots[slot][position / POSITIONS];
-        let numbers = &mut self.blocks[block.0 as usize].numbers;
+        let place = self.blocks[block.0 as usize].place;
         for (key_head, (keys, values)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
             let at = (layer * key_heads + key_head) * 2 * POSITIONS * head + position % POSITIONS * head;
             for (at, part) in [(at, keys), (at + POSITIONS * head, values)] {
-                match numbers {
-                    Numbers::Single(numbers) => numbers[at..at + head].copy_from_slice(part),
-                    Numbers::Half(numbers) => {
-                        for (kept, number) in numbers[at..at + head].iter_mut().zip(part) {
+                match &mut self.numbers {
+                    Numbers::Single(slabs) => slabs.get_mut(place)[at..at + head].copy_from_slice(part),
+                    Numbers::Half(slabs) => {
+                        for (kept, number) in slabs.get_mut(place)[at..at + head].iter_mut().zip(part) {
                             // Clamped keeps what is not a number.
                             *kept = f16::from_f32(number.clamp(-65504.0, 65504.0));
                         }
@@ -259,29 +280,24 @@ impl Cache {
         let parts = (positions.start / POSITIONS..positions.end.div_ceil(POSITIONS)).map(|index| {
             let first = positions.start.saturating_sub(index * POSITIONS) * self.shape.head;
             let last = (positions.end - index * POSITIONS).min(POSITIONS) * self.shape.head;
-            (&self.blocks[table[index].0 as usize].numbers, start + first..start + last)
+            (self.blocks[table[index].0 as usize].place, start + first..start + last)
         });
-        match self.shape.format {
-            CacheFormat::Single => {
-                let parts = parts.filter_map(|(numbers, range)| match numbers {
-                    Numbers::Single(numbers) => Some((&numbers[range.clone()], &numbers[shift(&range, side)])),
-                    Numbers::Half(_) => None,
-                });
+        match &self.numbers {
+            Numbers::Single(slabs) => {
+                let parts = parts.map(|(place, range)| sides(slabs.get(place), range, side));
                 attend(level, queries, parts, &look.weighing, scores, out);
             }
-            CacheFormat::Half => {
-                let parts = parts.filter_map(|(numbers, range)| match numbers {
-                    Numbers::Half(numbers) => Some((&numbers[range.clone()], &numbers[shift(&range, side)])),
-                    Numbers::Single(_) => None,
-                });
+            Numbers::Half(slabs) => {
+                let parts = parts.map(|(place, range)| sides(slabs.get(place), range, side));
                 attend(level, queries, parts, &look.weighing, scores, out);
             }
         }
     }
 }
 
-fn shift(range: &Range<usize>, by: usize) -> Range<usize> {
-    range.start + by..range.end + by
+/// Keys in a range of a block, and the values that lie one side of a head further on.
+fn sides<T>(numbers: &[T], range: Range<usize>, side: usize) -> (&[T], &[T]) {
+    (&numbers[range.clone()], &numbers[range.start + side..range.end + side])
 }
 
 #[cfg(test)]
@@ -316,9 +332,7 @@ mod tests {
         cache.clear(0);
         cache.forget(first);
         assert_eq!((cache.used_blocks(), cache.idle_blocks()), (0, 0));
-        assert!(
-            cache.blocks.iter().all(|block| matches!(&block.numbers, Numbers::Single(kept) if kept.capacity() == 0))
-        );
+        assert!(matches!(&cache.numbers, Numbers::Single(slabs) if slabs.held() == 0), "all memory is given back");
     }
 
     #[test]

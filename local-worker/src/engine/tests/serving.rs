@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::soak::{Book, Dice, MODEL, soak};
 
 /// Bytes of one block of [`MODEL`].
-const BLOCK: usize = 32 << 10;
+const BLOCK: usize = 16 << 10;
 
 /// A worker without a thread: every turn is taken by the test.
 struct ByHand {
@@ -211,6 +211,7 @@ fn random_requests_in_any_company_are_answered_as_alone() {
     let mut dice = Dice::new(5);
     for cache_format in [CacheFormat::Single, CacheFormat::Half] {
         let base = WorkerConfig { cache_format, ..WorkerConfig::default() };
+        let block = if cache_format == CacheFormat::Single { 2 * BLOCK } else { BLOCK };
         let mut book = Book::new(source.clone(), &base, &mut dice).unwrap();
         let (mut cached, mut preemptions) = (0, 0);
         for _ in 0..10 {
@@ -218,7 +219,7 @@ fn random_requests_in_any_company_are_answered_as_alone() {
                 max_sequences: 1 + dice.below(8),
                 prefill_chunk: 1 + dice.below(80),
                 queue_capacity: 1 + dice.below(20),
-                cache_bytes: (7 + dice.below(20)) * BLOCK,
+                cache_bytes: (7 + dice.below(20)) * block,
                 ..base.clone()
             };
             let worker = Worker::start("test", source.clone(), config.clone()).unwrap();
@@ -230,6 +231,6 @@ fn random_requests_in_any_company_are_answered_as_alone() {
             assert_eq!(after.cache_kept_bytes + after.cache_free_bytes, budget, "{config:?}");
             (cached, preemptions) = (cached + soaked.cached, preemptions + after.preemptions);
         }
-        assert!(cached > 0 && (preemptions > 0 || cache_format == CacheFormat::Half), "{cached}, {preemptions}");
+        assert!(cached > 0 && preemptions > 0, "{cached}, {preemptions}");
     }
 }
