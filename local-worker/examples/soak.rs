@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = std::env::temp_dir().join(format!("sluice-soak-{}.gguf", std::process::id()));
     std::fs::write(&file, MODEL.gguf())?;
     let source = ModelSource::Path(file.clone());
-    let config = WorkerConfig { max_sequences: 6, prefill_chunk: 48, cache_bytes: 24 << 15, ..WorkerConfig::default() };
+    let config = WorkerConfig { max_sequences: 6, prefill_chunk: 48, cache_bytes: 24 << 14, ..WorkerConfig::default() };
     let mut dice = Dice::new(1);
     let mut book = Book::new(source.clone(), &config, &mut dice)?;
     let worker = Worker::start("soak", source, config)?;

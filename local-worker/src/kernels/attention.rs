@@ -266,7 +266,7 @@ unsafe fn weigh_lanes<L: Lanes, T: Element>(
     }
 }
 
-/// [`weigh_columns`] of `N` registers, or of one where so many are not left.
+/// [`weigh_columns`] of `N` registers, of four or of one where so many are not left: few sums wait for each other.
 #[inline(always)]
 unsafe fn weigh_some<L: Lanes, T: Element, const Q: usize, const N: usize>(
     scores: &[f32],
@@ -280,6 +280,8 @@ unsafe fn weigh_some<L: Lanes, T: Element, const Q: usize, const N: usize>(
     unsafe {
         if place.head - at >= N * L::WIDTH {
             weigh_columns::<L, T, Q, N>(scores, values, next, place, at, out)
+        } else if place.head - at >= 4 * L::WIDTH {
+            weigh_columns::<L, T, Q, 4>(scores, values, next, place, at, out)
         } else {
             weigh_columns::<L, T, Q, 1>(scores, values, next, place, at, out)
         }

@@ -11,6 +11,9 @@ use crate::engine::{
 
 /// Tokens of an answer at most.
 const MOST: u32 = 24;
+/// Requests under way at most, those answered but not read among them: without a bound their answers pile up, and what is
+/// measured is the memory of whoever does not read.
+const MOST_OPEN: usize = 100;
 /// Prompts that are asked.
 const PROMPTS: usize = 60;
 /// Beginnings that prompts share.
@@ -149,7 +152,7 @@ pub fn soak(worker: &Worker, book: &mut Book, requests: usize, dice: &mut Dice) 
             let prompt = dice.below(PROMPTS);
             let tenant = TENANTS[dice.below(TENANTS.len())].map(str::to_owned);
             let patience = (dice.below(10) < 3).then(|| dice.below(MOST as usize / 2));
-            if sent == requests {
+            if sent == requests || open.len() == MOST_OPEN {
                 break;
             }
             match worker.submit(book.request(prompt, tenant)) {
