@@ -11,6 +11,7 @@ mod wordpiece;
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use table::Table;
 
@@ -92,6 +93,21 @@ impl StaticEmbedder {
         Ok(Self { table: Table::read("sluice-embed-v0.vectors", Cow::Borrowed(SLUICE_EMBED))? })
     }
 
+    /// The table compiled into this crate, unpacked once for all who only read it.
+    ///
+    /// # Errors
+    /// As [`StaticEmbedder::bundled`], each time.
+    pub fn shared() -> Result<Arc<Self>, EmbedError> {
+        static SHARED: OnceLock<Arc<StaticEmbedder>> = OnceLock::new();
+        match SHARED.get() {
+            Some(shared) => Ok(Arc::clone(shared)),
+            None => {
+                let unpacked = Arc::new(Self::bundled()?);
+                Ok(Arc::clone(SHARED.get_or_init(|| unpacked)))
+            }
+        }
+    }
+
     /// A table of one's own, as the recipe of the bundled one writes it.
     ///
     /// # Errors
@@ -123,14 +139,22 @@ impl StaticEmbedder {
     /// `out` is usually [`StaticEmbedder::dims`] long. A shorter one gets the leading components, which tell most, at length one
     /// again; of a longer one the rest is zero. Takes time in proportion to the text and no memory for what is plain ASCII.
     pub fn embed(&self, text: &str, out: &mut [f32]) -> usize {
+        self.embed_parts(&[text], usize::MAX, out)
+    }
+
+    /// The same for several parts of a text together, whose words with other characters than ASCII's count only up to
+    /// `unusual` of them: those take a hundred times as long.
+    pub fn embed_parts(&self, parts: &[&str], unusual: usize, out: &mut [f32]) -> usize {
         out.fill(0.0);
-        let mut known = 0;
-        self.table.words().pieces(text, |piece| {
-            if let Some(piece) = piece {
-                self.table.add_row(piece, out);
-                known += 1;
-            }
-        });
+        let (mut known, mut unusual) = (0, unusual);
+        for part in parts {
+            unusual = self.table.words().pieces(part, unusual, |piece| {
+                if let Some(piece) = piece {
+                    self.table.add_row(piece, out);
+                    known += 1;
+                }
+            });
+        }
         normalize(out);
         known
     }

@@ -30,7 +30,8 @@ pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{
     add, add_scaled_bytes, add_to_rows, gelu, gelu_exact, gelu_multiply, layer_norm, log_sum_exp, multiply_by,
-    rms_norm, rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap, sum_products, top_two,
+    products_with_tiles, rms_norm, rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap, sum_products,
+    top_two, weigh_neighbours,
 };
 
 /// Rows of a matrix that lie interleaved in one tile: one lane each of the widest vector register.

@@ -17,7 +17,9 @@ mod excerpt;
 mod features;
 mod file;
 mod learner;
+pub mod memory;
 mod reasons;
+mod sense;
 mod shape;
 pub mod sparse;
 mod surface;
@@ -28,8 +30,10 @@ pub use excerpt::EXCERPT_BYTES;
 pub use file::ScorerFileError;
 pub use learner::{Example, FitError, FitOptions, Learner};
 pub use reasons::Reason;
+pub use sense::{Neighbours, Reading};
 
 use features::{GROUPS, Sink, visit};
+use sense::Sense;
 use shape::shapes;
 use surface::{SURFACE, Surface};
 use trees::Trees;
@@ -79,6 +83,8 @@ pub struct Scorer {
     halves: bool,
     /// Trees over the shapes of the text; often none.
     trees: Trees,
+    /// What reads the sentence vector; often nothing.
+    sense: Option<Sense>,
     /// First 16 hex digits of the blake3 hash of the file.
     version: String,
 }
@@ -87,6 +93,22 @@ impl Scorer {
     /// Raw log-odds that the small model's answer is good enough; finite for any text. Costs microseconds and allocates
     /// nothing.
     pub fn score(&self, turns: &[Turn<'_>]) -> f64 {
+        self.read(turns).score
+    }
+
+    /// The score, and how far it can be trusted.
+    pub fn read(&self, turns: &[Turn<'_>]) -> Reading {
+        let sense = self.sense.as_ref().map_or(Reading { score: 0.0, familiar: 1.0 }, |sense| sense.read(turns));
+        Reading { score: self.spelled(turns) + sense.score, ..sense }
+    }
+
+    /// What is remembered around a conversation; `None` for a scorer without memory.
+    pub fn neighbours(&self, turns: &[Turn<'_>]) -> Option<Neighbours> {
+        self.sense.as_ref().map(|sense| sense.neighbours(turns))
+    }
+
+    /// What words, characters, surface and shapes say.
+    fn spelled(&self, turns: &[Turn<'_>]) -> f64 {
         let sums = Sums { weights: &self.weights, sums: [0; GROUPS], counts: [0; GROUPS] };
         let (sums, surface) = if self.halves {
             let mut sink = HalvesSink { sums, bits: self.bits(), said: [0; SAID] };

@@ -1,11 +1,13 @@
 //! Scores: how probably a small model's answer will be as good as a large one's.
 //!
 //! `local-worker` turns text into a raw number; here that number becomes a calibrated probability for one pair of models,
-//! with a version that certificates name. Scorers are swapped whole while requests run. This module must not know
+//! with a version that certificates name. Far from all that was seen it is the score of what is hard. Scorers are swapped whole
+//! while requests run, and a tenant's own outcomes count from the moment they are known ([`own`]). This module must not know
 //! policies or routes, and holds no code about n-grams.
 
 pub mod blend;
 pub mod file;
+pub mod own;
 pub mod report;
 pub mod routing;
 pub mod solve;
@@ -15,7 +17,8 @@ use crate::domain::{Message, Part, Role, Score, ScoreOutOfRange};
 use crate::evidence::calibration::Calibration;
 use crate::evidence::certificate::ANY_LARGE;
 use arc_swap::ArcSwap;
-use local_worker::scorer::{Reason, Scorer, Speaker, Turn};
+use local_worker::scorer::{Neighbours, Reading, Reason, Scorer, Speaker, Turn};
+use own::{Observed, Owns, Scoring};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -65,6 +68,8 @@ pub struct PairScorer {
     calibration: Calibration,
     /// From raw scores to what the large model would gain, where it was fitted.
     gain: Option<Gain>,
+    /// Raw score of what is hard: one of ten seen rows lies below. The most that a conversation gets that is like nothing seen.
+    hard: Option<f64>,
     /// Hash of the outcomes it was trained on.
     outcomes: String,
     version: String,
@@ -99,24 +104,40 @@ impl PairScorer {
     /// # Errors
     /// As [`PairScorer::score`].
     pub fn score_turns(&self, turns: &[Turn<'_>]) -> Result<Score, ScoreError> {
-        Ok(Score::new(self.calibration.apply(self.scorer.score(turns)))?)
+        Ok(Score::new(self.calibration.apply(self.raw(turns)))?)
     }
 
-    /// The raw score, which orders conversations as [`PairScorer::score`] does, without its steps.
+    /// The raw score, which orders conversations as [`PairScorer::score`] does, without its steps. The less familiar a
+    /// conversation, the nearer it is drawn down to what is hard: where nothing is known, the safe side wins.
     pub fn raw(&self, turns: &[Turn<'_>]) -> f64 {
-        self.scorer.score(turns)
+        let Reading { score, familiar } = self.scorer.read(turns);
+        match self.hard {
+            Some(hard) if score > hard => hard + (score - hard) * familiar,
+            _ => score,
+        }
     }
 
     /// By how much the large model's answer is expected to be better, in quality from -1 to 1: what a call to it buys.
     /// `None` where the scorer was fitted without it.
     pub fn expected_gain(&self, messages: &[Message]) -> Option<f64> {
-        self.gain.map(|gain| gain.of(self.scorer.score(&turns(messages))))
+        self.gain.map(|gain| gain.of(self.raw(&turns(messages))))
     }
 
     /// The `most` strongest reasons, strongest first, for Explain: words of the conversation and shapes of the text, with
     /// what each adds to the raw log-odds.
     pub fn reasons(&self, messages: &[Message], most: usize) -> Vec<Reason> {
         self.scorer.reasons(&turns(messages), most)
+    }
+
+    /// What is remembered around a conversation, and how familiar it is; `None` for a scorer without memory.
+    pub fn neighbours(&self, messages: &[Message]) -> Option<Neighbours> {
+        self.scorer.neighbours(&turns(messages))
+    }
+
+    /// By how much a conversation's probability was drawn down because nothing like it was seen; 0 mostly.
+    pub fn drawn_down(&self, messages: &[Message]) -> f64 {
+        let turns = turns(messages);
+        (self.calibration.apply(self.scorer.score(&turns)) - self.calibration.apply(self.raw(&turns))).max(0.0)
     }
 }
 
@@ -166,13 +187,14 @@ fn turns(messages: &[Message]) -> Vec<Turn<'_>> {
 #[derive(Debug, Default)]
 pub struct Scorers {
     by_pair: ArcSwap<BTreeMap<Pair, Arc<PairScorer>>>,
+    own: Owns,
 }
 
 impl Scorers {
     /// A registry of these scorers; of two for one pair the later wins.
     pub fn new(scorers: impl IntoIterator<Item = PairScorer>) -> Self {
         let by_pair = scorers.into_iter().map(|scorer| (scorer.pair.clone(), Arc::new(scorer))).collect();
-        Self { by_pair: ArcSwap::from_pointee(by_pair) }
+        Self { by_pair: ArcSwap::from_pointee(by_pair), own: Owns::default() }
     }
 
     /// The scorer of a pair: its own, else the small model's for any large one.
@@ -194,6 +216,31 @@ impl Scorers {
             by_pair
         });
         before.get(&scorer.pair).cloned()
+    }
+
+    /// Takes in a graded prompt of a tenant: it counts from the next score on, for this tenant only. Takes microseconds.
+    ///
+    /// # Errors
+    /// There is no scorer to correct.
+    pub fn observe(&self, observed: &Observed<'_>) -> Result<(), ScoreError> {
+        let Pair { small, large } = observed.pair;
+        let scorer = self.get(small, large)?;
+        self.own.observe(&scorer, observed)
+    }
+
+    /// A scorer's score for a conversation, and what the tenant's own outcomes for the pair make of it.
+    ///
+    /// # Errors
+    /// As [`PairScorer::score`].
+    pub fn scoring(
+        &self,
+        scorer: &PairScorer,
+        tenant: &str,
+        pair: &Pair,
+        messages: &[Message],
+    ) -> Result<Scoring, ScoreError> {
+        let fitted = scorer.score(messages)?;
+        Ok(Scoring { fitted, own: self.own.of(tenant, pair, fitted, messages)? })
     }
 
     /// All scorers in use, by pair.

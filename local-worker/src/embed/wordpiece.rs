@@ -80,12 +80,15 @@ impl WordPiece {
     }
 
     /// Calls `each` with the number of each piece of a text, in order; with none for a word that can't be put together.
-    pub fn pieces(&self, text: &str, mut each: impl FnMut(Option<u32>)) {
+    /// Of words with other characters than ASCII's at most `unusual` are looked at; returns how many more could be.
+    pub fn pieces(&self, text: &str, mut unusual: usize, mut each: impl FnMut(Option<u32>)) -> usize {
         for part in text.split([' ', '\n', '\t', '\r']) {
             if part.bytes().all(|byte| byte.is_ascii_graphic()) {
                 self.ascii(part.as_bytes(), &mut each);
                 continue;
             }
+            let Some(left) = unusual.checked_sub(1) else { continue };
+            unusual = left;
             let mut rest = part;
             while !rest.is_empty() {
                 let (chunk, others) = rest.split_at(rest.floor_char_boundary(CHUNK));
@@ -93,6 +96,7 @@ impl WordPiece {
                 rest = others;
             }
         }
+        unusual
     }
 
     /// The pieces as they were given.

@@ -210,6 +210,45 @@ leveled! {
 }
 
 leveled! {
+    /// Products of one vector with many that lie interleaved: `tiles` has, tile after tile and number after number, the bytes
+    /// of [`TILE`] vectors as long as `vector`, whose length is a multiple of 4. One sum a vector goes to `sums`.
+    pub fn products_with_tiles(vector: &[f32], tiles: &[i8], sums: &mut [f32]) {
+        let tiles = tiles.as_chunks::<TILE>().0.chunks_exact(vector.len().max(1));
+        for (sums, tile) in sums.as_chunks_mut::<TILE>().0.iter_mut().zip(tiles) {
+            let mut totals = [[0.0f32; TILE]; 4];
+            for (factors, columns) in vector.as_chunks::<4>().0.iter().zip(tile.as_chunks::<4>().0) {
+                for ((total, factor), column) in totals.iter_mut().zip(factors).zip(columns) {
+                    for (total, byte) in total.iter_mut().zip(column) {
+                        *total += factor * f32::from(*byte);
+                    }
+                }
+            }
+            let [a, b, c, d] = totals;
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum = (a[lane] + b[lane]) + (c[lane] + d[lane]);
+            }
+        }
+    }
+}
+
+leveled! {
+    /// Weighs neighbours by `e^(sharpness · (similarity − 1))`: the sum of their weights, the sum of their weighted values,
+    /// and the greatest similarity (-1 without any). Lengths are a multiple of [`TILE`].
+    pub fn weigh_neighbours(similarities: &[f32], values: &[f32], sharpness: f32) -> [f32; 3] {
+        let (mut weights, mut sums, mut nearest) = ([0.0f32; TILE], [0.0f32; TILE], [-1.0f32; TILE]);
+        for (similarities, values) in similarities.as_chunks::<TILE>().0.iter().zip(values.as_chunks::<TILE>().0) {
+            for lane in 0..TILE {
+                let weight = exponential(sharpness * (similarities[lane] - 1.0));
+                weights[lane] += weight;
+                sums[lane] += weight * values[lane];
+                nearest[lane] = if similarities[lane] > nearest[lane] { similarities[lane] } else { nearest[lane] };
+            }
+        }
+        [weights.iter().sum(), sums.iter().sum(), nearest.iter().fold(-1.0, |most, near| near.max(most))]
+    }
+}
+
+leveled! {
     /// `out = gate · sigmoid(gate) · up`, all of one length.
     pub fn silu_multiply(gate: &[f32], up: &[f32], out: &mut [f32]) {
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {

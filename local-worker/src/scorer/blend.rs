@@ -1,21 +1,33 @@
-//! Fitting a scorer as a blend of plain parts: words, characters, surface features and trees over shapes.
+//! Fitting a scorer as a blend of plain parts: words, characters, surface features, trees over shapes, a line over the
+//! sentence vector and the rows near it.
 //!
 //! Each part is fitted apart, most of them by ridge regression on how much better the small model was. What each is worth
 //! shows on rows it has not seen (stacking; Wolpert, 1992; Breiman, "Stacked regressions", 1996, whose weights are not
 //! negative): five folds give every row a value from every part, and the shares that explain the grades best are kept,
-//! drawn towards equal ones as if `PRIOR_ROWS` rows had spoken for those. All parts but the trees are linear, so that the
-//! blend costs no more than one of them.
+//! drawn towards those before as if `PRIOR_ROWS` rows had spoken for them. Parts of one kind add up to one part, so that the
+//! blend costs no more than one of each kind.
 //!
 //! Two targets are known of a row: how its own pair of models did, and how the same prompt went for other pairs as well.
 //! The latter has less noise, the former is what is wanted; words are fitted on both, and the shares decide.
 
+mod near;
+mod pool;
+mod shares;
+
 use super::features::{GROUPS, Sink, visit};
 use super::learner::FitError;
+use super::memory::{DIMS, Meaning, Memory};
+use super::sense::{Nearness, Sense};
 use super::shape::{SHAPES, shapes};
 use super::sparse::{Row, dot, ridge};
 use super::surface::{LENGTH, SURFACE};
 use super::trees::Trees;
 use super::{Scorer, Turn, group_norm, region};
+use crate::embed::{EmbedError, StaticEmbedder};
+use pool::Pooled;
+use shares::Shares;
+
+pub use pool::{Common, Pool};
 
 /// One graded conversation.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +43,8 @@ pub struct Case<'text> {
     pub weight: f32,
     /// Near-duplicates have the same number: they are never torn apart.
     pub group: u64,
+    /// Whether its sentence vector may be kept in the scorer. What it says is learnt either way.
+    pub remembered: bool,
 }
 
 /// A fitted blend.
@@ -45,10 +59,21 @@ pub struct Blend {
 }
 
 /// Parts of a blend.
-pub const PARTS: usize = 6;
+pub const PARTS: usize = 11;
 
-const NAMES: [&str; PARTS] =
-    ["words", "words, all pairs", "characters", "surface", "trees over shapes, all pairs", "length"];
+const NAMES: [&str; PARTS] = [
+    "words",
+    "words, all pairs",
+    "words, all prompts",
+    "characters",
+    "surface",
+    "length",
+    "trees over shapes",
+    "trees over shapes, all pairs",
+    "meaning, all prompts",
+    "memory",
+    "memory, all pairs",
+];
 
 /// Table of a blend: words in one half, characters in the other.
 const BITS: u32 = 18;
@@ -58,26 +83,29 @@ const WORDS_ALPHA: f32 = 4.0;
 const CHARACTERS_ALPHA: f32 = 8.0;
 const SURFACE_ALPHA: f32 = 100.0;
 
-/// Equal shares count as much as this many rows.
+/// Shares before count as much as this many rows.
 const PRIOR_ROWS: f64 = 300.0;
-const PRIOR_SHARE: f64 = 0.1;
 
-/// Fits a blend.
+/// Shares before any row has spoken. Those of 0 must be earned: where outcomes are few, parts that help seldom only blur.
+const PRIOR_SHARES: [f64; PARTS] = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0, 0.1, 0.0, 0.0, 0.0];
+
+/// Fits a blend; the pool may have learnt from the same prompts.
 ///
 /// # Errors
 /// No cases, fewer than two groups, or a case with an advantage outside `[-1, 1]` or a weight not above 0.
-pub fn fit(cases: &[Case<'_>], seed: u64) -> Result<Blend, FitError> {
+pub fn fit(cases: &[Case<'_>], pool: &Pool, seed: u64) -> Result<Blend, FitError> {
     check(cases)?;
-    let rows = Rows::of(cases);
+    let rows = Rows::of(cases)?;
+    let nearness = near::nearness(&rows);
     let all: Vec<usize> = (0..cases.len()).collect();
     let mut values = vec![[0.0_f32; PARTS]; cases.len()];
     for fold in 0..FOLDS {
-        let held = |place: &usize| cases.get(*place).is_some_and(|case| case.group % FOLDS == fold);
+        let held = |place: &usize| rows.folds.get(*place) == Some(&fold);
         let (test, learn): (Vec<usize>, Vec<usize>) = all.iter().partition(|place| held(place));
         if test.is_empty() {
             continue;
         }
-        let parts = rows.parts(&learn, seed);
+        let parts = rows.parts(&learn, pool.without(Some(fold)), (seed, nearness));
         for place in test {
             if let (Some(values), Some(view)) = (values.get_mut(place), rows.views.get(place)) {
                 *values = parts.values(view);
@@ -86,7 +114,7 @@ pub fn fit(cases: &[Case<'_>], seed: u64) -> Result<Blend, FitError> {
     }
     let shares = Shares::of(&values, &rows);
     let held_out = values.iter().map(|values| shares.blended(values)).collect();
-    let scorer = rows.parts(&all, seed).scorer(&shares, cases.len() as u64);
+    let scorer = rows.parts(&all, pool.without(None), (seed, nearness)).scorer(&shares, cases.len() as u64)?;
     let mut named = NAMES.map(|name| (name, 0.0));
     for ((_, share), value) in named.iter_mut().zip(shares.worth) {
         *share = value as f32;
@@ -113,14 +141,27 @@ struct View {
     characters: Row,
     surface: [f32; SURFACE],
     shapes: [f32; SHAPES],
+    meaning: Meaning,
 }
 
 impl View {
-    fn of(turns: &[Turn<'_>]) -> Self {
+    fn of(embedder: &StaticEmbedder, turns: &[Turn<'_>]) -> Self {
         let mut groups = Groups::default();
         let surface = visit(turns, BITS, &mut groups).values();
+        let [words, characters] = groups.rows();
+        Self { words, characters, surface, shapes: shapes(turns), meaning: Meaning::of(embedder, turns) }
+    }
+}
+
+/// Slots by group.
+#[derive(Default)]
+struct Groups([Vec<u32>; GROUPS]);
+
+impl Groups {
+    /// Words and characters.
+    fn rows(self) -> [Row; 2] {
         let mut rows = [Row::new(), Row::new()];
-        for (group, mut slots) in groups.0.into_iter().enumerate() {
+        for (group, mut slots) in self.0.into_iter().enumerate() {
             let norm = group_norm(slots.len() as u32) as f32;
             slots.sort_unstable();
             let characters = group % 2;
@@ -132,14 +173,9 @@ impl View {
                 }
             }
         }
-        let [words, characters] = rows;
-        Self { words, characters, surface, shapes: shapes(turns) }
+        rows
     }
 }
-
-/// Slots by group.
-#[derive(Default)]
-struct Groups([Vec<u32>; GROUPS]);
 
 impl Sink for Groups {
     fn slots<const N: usize>(&mut self, group: usize, slots: [usize; N]) {
@@ -155,21 +191,33 @@ struct Rows {
     own: Vec<f32>,
     shared: Vec<f32>,
     weights: Vec<f32>,
+    groups: Vec<u64>,
+    folds: Vec<u64>,
+    remembered: Vec<bool>,
 }
 
 impl Rows {
-    fn of(cases: &[Case<'_>]) -> Self {
+    fn of(cases: &[Case<'_>]) -> Result<Self, EmbedError> {
         let weights: Vec<f32> = cases.iter().map(|case| case.weight).collect();
-        Self {
-            views: cases.iter().map(|case| View::of(case.turns)).collect(),
+        let embedder = StaticEmbedder::shared()?;
+        Ok(Self {
+            views: cases.iter().map(|case| View::of(&embedder, case.turns)).collect(),
             own: standard(cases.iter().map(|case| case.advantage), &weights),
             shared: standard(cases.iter().map(|case| case.shared), &weights),
             weights,
-        }
+            groups: cases.iter().map(|case| case.group).collect(),
+            folds: cases.iter().map(|case| case.group % FOLDS).collect(),
+            remembered: cases.iter().map(|case| case.remembered).collect(),
+        })
     }
 
     /// The parts as fitted on some of the rows.
-    fn parts(&self, learn: &[usize], seed: u64) -> Parts {
+    fn parts<'pool>(
+        &self,
+        learn: &[usize],
+        pooled: Option<&'pool Pooled>,
+        (seed, nearness): (u64, Nearness),
+    ) -> Parts<'pool> {
         let pick =
             |values: &[f32]| -> Vec<f32> { learn.iter().filter_map(|place| values.get(*place)).copied().collect() };
         let (own, shared, weights) = (pick(&self.own), pick(&self.shared), pick(&self.weights));
@@ -178,6 +226,7 @@ impl Rows {
             let rows: Vec<&Row> = views.iter().map(|view| row(view)).collect();
             ridge(&rows, targets, &weights, alpha, 1 << BITS)
         };
+        let memory = |values: &[f32]| near::remembered(self, learn, |place| values.get(place).copied().unwrap_or(0.0));
         let shapes: Vec<[f32; SHAPES]> = views.iter().map(|view| view.shapes).collect();
         Parts {
             tables: [
@@ -186,8 +235,11 @@ impl Rows {
                 table(|view| &view.characters, &own, CHARACTERS_ALPHA),
             ],
             surface: surface(&views, &own, &weights, |_| true),
-            trees: Trees::fit(&shapes, &shared, &weights, seed),
+            trees: [&own, &shared].map(|targets| Trees::fit(&shapes, targets, &weights, seed)),
             length: surface(&views, &own, &weights, |place| place == LENGTH),
+            memories: [memory(&self.own), memory(&self.shared)],
+            nearness,
+            pooled,
         }
     }
 }
@@ -235,97 +287,69 @@ fn surface(views: &[&View], targets: &[f32], weights: &[f32], used: impl Fn(usiz
 }
 
 /// Fitted parts, not yet weighed.
-struct Parts {
+struct Parts<'pool> {
     tables: [Vec<f32>; 3],
     surface: [f32; SURFACE],
-    trees: Trees,
+    trees: [Trees; 2],
     length: [f32; SURFACE],
+    /// Of the same rows.
+    memories: [Memory; 2],
+    nearness: Nearness,
+    pooled: Option<&'pool Pooled>,
 }
 
-impl Parts {
+impl Parts<'_> {
     /// What each part says of a conversation.
     fn values(&self, view: &View) -> [f32; PARTS] {
         let plain =
             |weights: &[f32; SURFACE]| weights.iter().zip(view.surface).map(|(weight, value)| weight * value).sum();
+        let near =
+            |memory: &Memory| memory.look(&view.meaning, self.nearness.sharpness).estimate(self.nearness.held_back);
         let [own, shared, characters] = &self.tables;
+        let [near_own, near_shared] = &self.memories;
+        let [trees_own, trees_shared] = &self.trees;
         [
             dot(own, &view.words),
             dot(shared, &view.words),
+            self.pooled.map_or(0.0, |pooled| dot(&pooled.words, &view.words)),
             dot(characters, &view.characters),
             plain(&self.surface),
-            self.trees.value(&view.shapes) as f32,
             plain(&self.length),
+            trees_own.value(&view.shapes) as f32,
+            trees_shared.value(&view.shapes) as f32,
+            self.pooled.map_or(0.0, |pooled| pooled.line(&view.meaning)),
+            near(near_own),
+            near(near_shared),
         ]
     }
 
     /// One scorer that gives the blend of all parts.
-    fn scorer(self, shares: &Shares, seen: u64) -> Scorer {
-        let [own, shared, characters, surface, trees, length] = shares.factors;
+    fn scorer(self, shares: &Shares, seen: u64) -> Result<Scorer, EmbedError> {
+        let [own, shared, all, characters, surface, length, trees_own, trees_shared, line, near_own, near_shared] =
+            shares.factors.map(|factor| factor as f32);
         let mut table = vec![0.0_f32; 1 << BITS];
         let mut sums = [0.0_f32; SURFACE];
-        for (weights, factor) in self.tables.iter().zip([own, shared, characters]) {
+        let pooled = self.pooled.map_or(&[][..], |pooled| &pooled.words);
+        let tables = self.tables.iter().map(Vec::as_slice).zip([own, shared, characters]);
+        for (weights, factor) in tables.chain([(pooled, all)]) {
             for (sum, weight) in table.iter_mut().zip(weights) {
-                *sum += weight * factor as f32;
+                *sum += weight * factor;
             }
-            sums[0] += weights.last().copied().unwrap_or(0.0) * factor as f32;
+            sums[0] += weights.last().copied().unwrap_or(0.0) * factor;
         }
         for (weights, factor) in [(self.surface, surface), (self.length, length)] {
             for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum += weight * factor as f32;
+                *sum += weight * factor;
             }
         }
-        Scorer::rounded(&table, sums, seen, true, self.trees.times(trees as f32))
-    }
-}
-
-/// How the parts are blended.
-struct Shares {
-    /// What each part is worth once its values have deviation 1.
-    worth: [f64; PARTS],
-    /// By what each part's plain values are multiplied.
-    factors: [f64; PARTS],
-}
-
-impl Shares {
-    /// Least squares with shares that are not negative, by coordinate descent.
-    fn of(values: &[[f32; PARTS]], rows: &Rows) -> Self {
-        let column = |part: usize| values.iter().map(move |values| values[part]);
-        let columns: [Vec<f32>; PARTS] = std::array::from_fn(|part| standard(column(part), &rows.weights));
-        let product = |a: &[f32], b: &[f32]| -> f64 {
-            let terms =
-                a.iter().zip(b).zip(&rows.weights).map(|((a, b), weight)| f64::from(a * b) * f64::from(*weight));
-            terms.sum()
-        };
-        let mut worth = [PRIOR_SHARE; PARTS];
-        for _ in 0..200 {
-            for part in 0..PARTS {
-                let mut wanted = product(&columns[part], &rows.own) + PRIOR_ROWS * PRIOR_SHARE;
-                for (other, share) in worth.iter().enumerate().filter(|(other, _)| *other != part) {
-                    wanted -= share * product(&columns[part], &columns[other]);
-                }
-                worth[part] = (wanted / (product(&columns[part], &columns[part]) + PRIOR_ROWS)).max(0.0);
-            }
-        }
-        let total: f64 = rows.weights.iter().map(|weight| f64::from(*weight)).sum();
-        let factors = std::array::from_fn(|part| {
-            let mean = column(part).zip(&rows.weights).map(|(v, w)| f64::from(v * w)).sum::<f64>() / total;
-            let spread = column(part)
-                .zip(&rows.weights)
-                .map(|(v, w)| (f64::from(v) - mean).powi(2) * f64::from(*w))
-                .sum::<f64>();
-            let deviation = (spread / total).sqrt();
-            if deviation > 1e-6 { worth[part] / deviation } else { 0.0 }
-        });
-        for (worth, factor) in worth.iter_mut().zip(factors) {
-            if factor == 0.0 {
-                *worth = 0.0;
-            }
-        }
-        Self { worth, factors }
-    }
-
-    fn blended(&self, values: &[f32; PARTS]) -> f64 {
-        values.iter().zip(self.factors).map(|(value, factor)| f64::from(*value) * factor).sum()
+        let (line, bias) = self.pooled.map_or(([0.0; DIMS], 0.0), |pooled| pooled.times(line));
+        sums[0] += bias;
+        let [grown, others] = self.trees;
+        let trees = grown.times(trees_own).and(others.times(trees_shared));
+        let [own, shared] = self.memories;
+        let memory = own.plus((near_own, near_shared), &shared);
+        let sense = Sense::new(line, memory, self.nearness)?;
+        Ok(Scorer::rounded(&table, sums, seen, true).with(trees, Some(sense)))
     }
 }
 

@@ -6,6 +6,8 @@
 
 use super::Scorer;
 use super::features::FEATURES_VERSION;
+use super::memory::ROW_BYTES;
+use super::sense::{Sense, SenseHeader};
 use super::surface::SURFACE;
 use super::trees::Trees;
 use serde::{Deserialize, Serialize};
@@ -58,6 +60,9 @@ struct Header {
     halves: bool,
     #[serde(default, skip_serializing_if = "Trees::is_empty")]
     trees: Trees,
+    /// What reads the sentence vector; its rows stand behind the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sense: Option<SenseHeader>,
 }
 
 impl Scorer {
@@ -71,6 +76,7 @@ impl Scorer {
             seen: self.seen,
             halves: self.halves,
             trees: self.trees.clone(),
+            sense: self.sense.as_ref().map(Sense::header),
         };
         // A struct of numbers and a list of numbers always becomes JSON.
         let header = serde_json::to_vec(&header).unwrap_or_default();
@@ -79,6 +85,9 @@ impl Scorer {
         bytes.extend(&header);
         for weight in &self.weights {
             bytes.extend(weight.to_le_bytes());
+        }
+        if let Some(sense) = &self.sense {
+            bytes.extend(sense.memory.to_bytes());
         }
         let hash = blake3::hash(&bytes);
         bytes.extend(hash.as_bytes());
@@ -108,24 +117,35 @@ impl Scorer {
         }
         let (header, weights) = rest.split_at_checked(length).ok_or(short(least + length))?;
         let header = Header::parse(header)?;
-        let expected = least + length + (2 << header.bits);
+        let table = 2 << header.bits;
+        let expected = least + length + table + header.sense.as_ref().map_or(0, |sense| sense.rows * ROW_BYTES);
         if found != expected {
             return Err(short(expected));
         }
+        let (weights, remembered) = weights.split_at_checked(table).ok_or(short(expected))?;
         let weights = weights.as_chunks::<2>().0.iter().map(|pair| i16::from_le_bytes(*pair)).collect();
-        header.scorer(weights, computed)
+        header.scorer(weights, remembered, computed)
     }
 
     /// Builds a scorer from weights in full precision, rounds them to 16 bits and names its version.
-    pub(super) fn rounded(hashed: &[f32], surface: [f32; SURFACE], seen: u64, halves: bool, trees: Trees) -> Self {
+    pub(super) fn rounded(hashed: &[f32], surface: [f32; SURFACE], seen: u64, halves: bool) -> Self {
         let largest = hashed.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
         let scale = (largest / f32::from(i16::MAX)).max(f32::MIN_POSITIVE);
         let weights = hashed.iter().map(|weight| (weight / scale).round() as i16).collect();
-        let mut scorer = Self { weights, scale, surface, seen, halves, trees, version: String::new() };
-        let bytes = scorer.to_bytes();
+        let (trees, sense, version) = (Trees::default(), None, String::new());
+        Self { weights, scale, surface, seen, halves, trees, sense, version }.named()
+    }
+
+    /// The same with trees over shapes and with what reads the sentence vector.
+    pub(super) fn with(self, trees: Trees, sense: Option<Sense>) -> Self {
+        Self { trees, sense, ..self }.named()
+    }
+
+    fn named(mut self) -> Self {
+        let bytes = self.to_bytes();
         let body = bytes.len() - HASH_BYTES;
-        scorer.version = version(blake3::hash(bytes.get(..body).unwrap_or_default()));
-        scorer
+        self.version = version(blake3::hash(bytes.get(..body).unwrap_or_default()));
+        self
     }
 }
 
@@ -143,13 +163,16 @@ impl Header {
         if !finite {
             return Err(ScorerFileError::Header("a weight is not a number".to_owned()));
         }
+        if header.sense.as_ref().is_some_and(|sense| !sense.sound()) {
+            return Err(ScorerFileError::Header("more remembered prompts than any scorer has".to_owned()));
+        }
         if !header.trees.sound() {
             return Err(ScorerFileError::Header("a tree splits on what is not there".to_owned()));
         }
         Ok(header)
     }
 
-    fn scorer(self, weights: Box<[i16]>, hash: blake3::Hash) -> Result<Scorer, ScorerFileError> {
+    fn scorer(self, weights: Box<[i16]>, remembered: &[u8], hash: blake3::Hash) -> Result<Scorer, ScorerFileError> {
         let surface = self.surface.try_into().map_err(|surface: Vec<f32>| {
             let problem = format!("{} surface weights, this build has {SURFACE}", surface.len());
             ScorerFileError::Header(problem)
@@ -161,6 +184,7 @@ impl Header {
             seen: self.seen,
             halves: self.halves,
             trees: self.trees,
+            sense: self.sense.map(|sense| sense.sense(remembered)).transpose()?,
             version: version(hash),
         })
     }

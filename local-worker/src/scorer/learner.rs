@@ -7,8 +7,8 @@
 use super::features::{GROUPS, Sink, visit};
 use super::file::BITS;
 use super::surface::SURFACE;
-use super::trees::Trees;
 use super::{Scorer, Turn, group_norm};
+use crate::embed::EmbedError;
 
 /// One graded conversation.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,9 @@ pub enum FitError {
         /// Examples there are.
         cases: usize,
     },
+    /// There are no sentence vectors.
+    #[error("the sentence vectors of this build can't be used: {0}")]
+    Vectors(String),
     /// An option out of range.
     #[error("{option} is {value}, which is not {expected}")]
     Option {
@@ -78,6 +81,12 @@ pub enum FitError {
         /// What it should be.
         expected: &'static str,
     },
+}
+
+impl From<EmbedError> for FitError {
+    fn from(error: EmbedError) -> Self {
+        Self::Vectors(error.to_string())
+    }
 }
 
 /// A scorer that still learns: weights in full precision and how often each was seen.
@@ -173,7 +182,7 @@ impl Learner {
         for (to, from) in surface.iter_mut().zip(seen_surface) {
             *to = *from;
         }
-        Scorer::rounded(hashed, surface, self.seen, false, Trees::default())
+        Scorer::rounded(hashed, surface, self.seen, false)
     }
 
     fn learn(&mut self, example: &Example<'_>) {

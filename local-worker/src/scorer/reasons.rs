@@ -45,7 +45,19 @@ impl Scorer {
             .flatten()
             .enumerate()
             .map(|(place, credit)| Reason { what: shape::name(place).to_owned(), push: *credit });
-        let mut reasons: Vec<Reason> = words.chain(shapes).chain(trees).filter(|reason| reason.push != 0.0).collect();
+        let sense = self.sense.iter().flat_map(|sense| {
+            let near = sense.neighbours(turns);
+            let kept = match near.count {
+                0 => "no recorded prompt is near".to_owned(),
+                count => format!("{count} recorded prompts near, {:.0} % of one kind", near.agreement * 100.0),
+            };
+            [
+                Reason { what: kept, push: near.push },
+                Reason { what: "what it is about".to_owned(), push: sense.line_push(turns) },
+            ]
+        });
+        let mut reasons: Vec<Reason> =
+            words.chain(shapes).chain(trees).chain(sense).filter(|reason| reason.push != 0.0).collect();
         reasons.sort_by(|a, b| b.push.abs().total_cmp(&a.push.abs()).then(a.what.cmp(&b.what)));
         reasons.truncate(most);
         reasons

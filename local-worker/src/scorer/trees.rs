@@ -98,6 +98,12 @@ impl Trees {
         self
     }
 
+    /// These trees and others.
+    pub(super) fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -308,9 +308,20 @@ impl Clock {
     }
 }
 
+/// Why a row is none, with a hint where a number stands that JSON does not have.
+fn unreadable(row: &str, error: &serde_json::Error) -> String {
+    let from = row.floor_char_boundary(error.column().saturating_sub(3));
+    let to = row.ceil_char_boundary((error.column() + 8).min(row.len()));
+    let around = row.get(from..to).unwrap_or_default().to_lowercase();
+    if error.is_syntax() && ["nan", "inf"].iter().any(|word| around.contains(word)) {
+        return format!("{error}: what is not a number can't be learnt from; leave the row out or grade it again");
+    }
+    error.to_string()
+}
+
 /// Checks one row; an error is the field and what is wrong with it.
 fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
-    let raw: RawOutcome = serde_json::from_str(row).map_err(|error| ("row", error.to_string()))?;
+    let raw: RawOutcome = serde_json::from_str(row).map_err(|error| ("row", unreadable(row, &error)))?;
     let quality = |field, quality: f64| {
         if (0.0..=1.0).contains(&quality) {
             Ok(quality)
@@ -415,6 +426,9 @@ mod tests {
             ("\"weak_quality\":1.5", "a.jsonl:2: weak_quality: 1.5 is not within 0 and 1"),
             ("\"weak_quality\":-0.1", "weak_quality: -0.1"),
             ("\"weak_quality\":NaN", "a.jsonl:2: row: expected value"),
+            ("\"weak_quality\":NaN", "leave the row out or grade it again"),
+            ("\"weak_quality\":-Infinity", "leave the row out or grade it again"),
+            ("\"weak_quality\":1e999", "row: number out of range"),
             ("\"weak_quality\":null", "row: invalid type: null"),
             ("\"weak_quality\":\"1\"", "row: invalid type: string"),
             ("\"strong_quality\":1.0", "row: missing field `weak_quality`"),

@@ -10,8 +10,10 @@ use crate::catalog::Model;
 use crate::domain::{
     Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, NanoUsd, Placement, Predicted, RequestId, Route, Usage,
 };
-use crate::policy::{Facts, Refusal};
-use crate::score::PairScorer;
+use crate::evidence::certificate::ANY_LARGE;
+use crate::policy::{Facts, Objective, Refusal};
+use crate::score::own::Scoring;
+use crate::score::{Pair, PairScorer, ScoreError};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,8 +49,11 @@ impl Gateway {
                 && candidate.excluded_by.is_none()
                 && let Some(scorer) = self.scorer(admitted, model)
             {
-                match scorer.score(&admitted.request.messages) {
-                    Ok(score) => {
+                match self.scoring(admitted, &scorer, model) {
+                    Ok(scoring) => {
+                        // What was solved for the fitted scorer says nothing about raised scores.
+                        let free = matches!(policy.objective, Objective::FixedThreshold(_));
+                        let score = if free { scoring.learnt() } else { scoring.proven() };
                         self.metrics.score(model.as_str(), score.get());
                         candidate.score = Some(score);
                         scorer_version = scorer.version().to_owned();
@@ -106,6 +111,14 @@ impl Gateway {
         self.scorers.get(small.as_str(), large.as_str()).ok()
     }
 
+    /// A small model's score, and what the tenant's own outcomes make of it.
+    fn scoring(&self, admitted: &Admitted, scorer: &PairScorer, small: &ModelId) -> Result<Scoring, ScoreError> {
+        let large = admitted.policy.large.first().map_or(ANY_LARGE, ModelId::as_str);
+        let request = &admitted.request;
+        let pair = Pair::new(small.as_str(), large);
+        self.scorers.scoring(scorer, request.tenant.as_str(), &pair, &request.messages)
+    }
+
     /// Whether the request's conversation went remote lately, as far as the policy cares.
     fn went_remote(&self, admitted: &Admitted) -> bool {
         let Admitted { request, policy, received, .. } = admitted;
@@ -124,11 +137,29 @@ impl Gateway {
 
     /// What moved the score of the first small model most, in words.
     pub(super) fn strongest(&self, admitted: &Admitted) -> Vec<String> {
-        let Some(scorer) = admitted.policy.small.first().and_then(|small| self.scorer(admitted, small)) else {
+        let small = admitted.policy.small.first();
+        let Some((small, scorer)) = small.and_then(|small| Some((small, self.scorer(admitted, small)?))) else {
             return Vec::new();
         };
-        let reasons = scorer.reasons(&admitted.request.messages, STRONGEST);
-        reasons.iter().map(|reason| format!("{} ({:+.2})", reason.what, reason.push)).collect()
+        let messages = &admitted.request.messages;
+        let reasons = scorer.reasons(messages, STRONGEST);
+        let mut told: Vec<String> =
+            reasons.iter().map(|reason| format!("{} ({:+.2})", reason.what, reason.push)).collect();
+        let drawn_down = scorer.drawn_down(messages);
+        if drawn_down > 0.005 {
+            told.push(format!("little like it was seen: the score is drawn down by {drawn_down:.2}"));
+        }
+        let own = self.scoring(admitted, &scorer, small).ok().and_then(|scoring| Some((scoring.fitted, scoring.own?)));
+        if let Some((fitted, own)) = own {
+            told.push(format!(
+                "own outcomes: the small model sufficed for {} of {} prompts near, {:.2} becomes {:.2}",
+                own.sufficed,
+                own.near,
+                fitted.get(),
+                own.score.get()
+            ));
+        }
+        told
     }
 
     fn candidate(&self, admitted: &Admitted, model: &Model) -> Candidate {

@@ -20,6 +20,7 @@ use crate::learn::GradedRequest;
 use crate::ledger::{GradedOutcome, ShadowOf};
 use crate::policy::live::{Compare, Shadow};
 use crate::score::Pair;
+use crate::score::own::Observed;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -321,6 +322,16 @@ impl Run {
             grades: Graded { small: grades.small, large: grades.large, local: plan.local },
             score: plan.score.as_ref().map(|(score, _)| *score),
         };
+        let observed = Observed {
+            tenant: self.admitted.request.tenant.as_str(),
+            pair: &request.pair,
+            prompt: &plan.question,
+            small_quality: grades.small,
+            large_quality: grades.large,
+        };
+        if let Err(error) = self.gateway.scorers.observe(&observed) {
+            tracing::debug!(%error, "nothing to correct by an outcome");
+        }
         self.gateway.live.graded(&self.admitted.policy, &request);
     }
 }

@@ -3,7 +3,7 @@
 use super::{Gain, Pair, PairScorer};
 use crate::evidence::calibration::{Calibration, CalibrationError, Scored};
 use crate::evidence::outcome::Outcome;
-use local_worker::scorer::blend::{Blend, Case, fit};
+use local_worker::scorer::blend::{Blend, Case, Common, Pool, fit};
 use local_worker::scorer::{FitError, Turn};
 use std::collections::BTreeMap;
 
@@ -52,9 +52,16 @@ pub fn blend(
         .collect();
     let gains = rows.iter().zip(&held_out).map(|(row, score)| (*score, row.large_quality - row.small_quality));
     let gain = Gain::fit(gains.collect::<Vec<_>>().as_slice());
-    let scorer =
-        PairScorer::new(pair.clone(), scorer, Calibration::fit(&scored)?, outcomes_hash.to_owned()).with_gain(gain);
+    let scorer = PairScorer::new(pair.clone(), scorer, Calibration::fit(&scored)?, outcomes_hash.to_owned());
+    let scorer = scorer.with_gain(gain).with_hard(hard(held_out.iter().copied()));
     Ok(Blended { scorer, held_out, shares: shares.to_vec() })
+}
+
+/// The raw score below which one of ten lies.
+pub(super) fn hard(scores: impl Iterator<Item = f64>) -> f64 {
+    let mut scores: Vec<f64> = scores.collect();
+    scores.sort_by(f64::total_cmp);
+    scores.get(scores.len() / 10).copied().unwrap_or(f64::NEG_INFINITY)
 }
 
 /// The blend of some rows, before calibration: for ranking only.
@@ -66,21 +73,36 @@ pub fn raw(rows: &[&Outcome], shared: &Shared, seed: u64) -> Result<Blend, FitEr
     let case = |(row, turns): (&&Outcome, _)| Case {
         turns,
         advantage: advantage(row) as f32,
-        shared: shared.0.get(&row.cluster).copied().unwrap_or(0.0) as f32,
+        shared: shared.by_cluster.get(&row.cluster).copied().unwrap_or(0.0) as f32,
         weight: (1.0 / row.sampling_probability).min(HEAVIEST) as f32,
-        group: super::train::place("fold", &row.cluster),
+        group: group(&row.cluster),
+        remembered: remembered(row),
     };
     let cases: Vec<Case<'_>> = rows.iter().zip(turns.iter().map(|turns| turns.as_slice())).map(case).collect();
-    fit(&cases, seed)
+    fit(&cases, &shared.pool, seed)
+}
+
+/// Whether a row's prompt may lie in a scorer's memory: one tenant's only in a scorer for that tenant alone.
+fn remembered(row: &Outcome) -> bool {
+    row.recorded.tenant.is_empty()
+}
+
+/// What decides the fold of a cluster.
+fn group(cluster: &str) -> u64 {
+    super::train::place("fold", cluster)
 }
 
 fn advantage(row: &Outcome) -> f64 {
     row.small_quality - row.large_quality
 }
 
-/// How prompts went for all pairs that were asked them, by cluster: difficulty is shared between small models.
+/// How prompts went for all pairs that were asked them, by cluster, and what that says of other prompts: difficulty is shared
+/// between small models.
 #[derive(Debug, Clone, Default)]
-pub struct Shared(BTreeMap<String, f64>);
+pub struct Shared {
+    by_cluster: BTreeMap<String, f64>,
+    pool: Pool,
+}
 
 impl Shared {
     /// The mean over rows of each cluster, every pair's advantages brought to mean 0 and deviation 1 first. Rows that
@@ -93,15 +115,27 @@ impl Shared {
             let advantage = advantage(row);
             *sums = (sums.0 + 1.0, sums.1 + advantage, sums.2 + advantage * advantage);
         }
-        let mut clusters: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        let mut clusters: BTreeMap<&str, (f64, f64, &str)> = BTreeMap::new();
         for row in rows {
             let Some((count, sum, squares)) = pairs.get(&name(row)) else { continue };
             let mean = sum / count;
             let deviation = (squares / count - mean * mean).max(0.0).sqrt();
             let standard = if deviation > 1e-9 { (advantage(row) - mean) / deviation } else { 0.0 };
-            let sums = clusters.entry(row.cluster.clone()).or_default();
-            *sums = (sums.0 + 1.0, sums.1 + standard);
+            let sums = clusters.entry(&row.cluster).or_insert((0.0, 0.0, &row.prompt));
+            *sums = (sums.0 + 1.0, sums.1 + standard, sums.2);
         }
-        Self(clusters.into_iter().map(|(cluster, (count, sum))| (cluster, sum / count)).collect())
+        // One prompt speaks for its near-duplicates.
+        let turns: Vec<[Turn<'_>; 1]> = clusters.values().map(|(_, _, prompt)| [Turn::user(prompt)]).collect();
+        let common = |((cluster, (count, sum, _)), turns): ((&&str, &(f64, f64, &str)), _)| Common {
+            turns,
+            shared: (sum / count) as f32,
+            group: group(cluster),
+        };
+        let commons: Vec<Common<'_>> =
+            clusters.iter().zip(turns.iter().map(|turns| turns.as_slice())).map(common).collect();
+        // What stops this stops the blend as well, and that says so.
+        let pool = Pool::fit(&commons).unwrap_or_default();
+        let mean = |(cluster, (count, sum, _)): (&str, (f64, f64, &str))| (cluster.to_owned(), sum / count);
+        Self { by_cluster: clusters.into_iter().map(mean).collect(), pool }
     }
 }

@@ -43,6 +43,8 @@ struct Header {
     calibration: RawCalibration,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     gain: Option<RawGain>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hard: Option<f64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,12 +64,17 @@ enum RawCalibration {
 impl PairScorer {
     /// Joins a raw scorer and its calibration, trained on the outcomes of this hash.
     pub fn new(pair: Pair, scorer: Scorer, calibration: Calibration, outcomes: String) -> Self {
-        Self { pair, scorer, calibration, gain: None, outcomes, version: String::new() }.named()
+        Self { pair, scorer, calibration, gain: None, hard: None, outcomes, version: String::new() }.named()
     }
 
     /// The same with a line from raw scores to the gain by the large model.
     pub fn with_gain(self, gain: Gain) -> Self {
         Self { gain: Some(gain), ..self }.named()
+    }
+
+    /// The same, drawn down to this raw score where nothing like a conversation was seen.
+    pub fn with_hard(self, hard: f64) -> Self {
+        Self { hard: Some(hard).filter(|hard| hard.is_finite()), ..self }.named()
     }
 
     /// Gives it the version of its content.
@@ -89,6 +96,7 @@ impl PairScorer {
                 Calibration::Isotonic(points) => RawCalibration::Isotonic { points: points.clone() },
             },
             gain: self.gain.map(|Gain { slope, offset }| RawGain { slope, offset }),
+            hard: self.hard,
         };
         // A struct of texts and numbers always becomes JSON.
         let header = serde_json::to_vec(&header).unwrap_or_default();
@@ -127,8 +135,12 @@ impl PairScorer {
                 "gain: slope and offset must be numbers, the slope at most 0".to_owned(),
             ));
         }
+        if header.hard.is_some_and(|hard| !hard.is_finite()) {
+            return Err(PairFileError::Header("hard: not a number".to_owned()));
+        }
         Ok(Self {
             gain,
+            hard: header.hard,
             pair: Pair::new(header.small, header.large),
             scorer: Scorer::from_bytes(scorer)?,
             calibration: header.calibration.checked()?,

@@ -268,3 +268,48 @@ fn reasons_speak_of_the_request() {
     assert_eq!(reasons.len(), 3);
     assert!(reasons.iter().any(|reason| reason.push < 0.0), "{reasons:?}");
 }
+
+/// What is like nothing seen gets no more than what is hard among the seen, however its words and lengths look.
+#[test]
+fn far_from_all_that_was_seen_the_safe_side_wins() {
+    let options = TrainOptions { ways: vec![Way::Blend { seed: 1 }], ..options() };
+    let scorer = train(&outcomes(800), &options).unwrap().scorer;
+    let known = ask("Is this message spam: tea and music bread 3");
+    let near = scorer.neighbours(&known).unwrap();
+    assert!(near.familiar == 1.0 && near.count > 10 && near.agreement >= 0.5, "{near:?}");
+    assert_eq!(scorer.drawn_down(&known), 0.0);
+    let hard = scorer.calibration().apply(scorer.hard.unwrap());
+    assert!(scorer.score(&known).unwrap().get() > hard);
+    for strange in
+        ["これはスパムですか", "ὦ ξεῖν᾽, ἀγγέλλειν Λακεδαιμονίοις", "kubectl rollout restart nginx-ingress 0x7f3a", ""]
+    {
+        let asked = ask(strange);
+        let near = scorer.neighbours(&asked).unwrap();
+        assert!(near.familiar < 0.5, "{strange}: {near:?}");
+        let score = scorer.score(&asked).unwrap().get();
+        let plain = scorer.calibration().apply(scorer.scorer.score(&turns(&asked)));
+        assert!(score <= hard.max(hard + (plain - hard) * 0.75), "{strange}: {score} of {plain}, hard {hard}");
+        assert!((scorer.drawn_down(&asked) - (plain - score).max(0.0)).abs() < 1e-12);
+    }
+    // It is in the file.
+    let read = PairScorer::from_bytes(&scorer.to_bytes()).unwrap();
+    assert_eq!(read, scorer);
+    assert_eq!(read.score(&known), scorer.score(&known));
+    let reasons = scorer.reasons(&known, 40);
+    assert!(reasons.iter().any(|reason| reason.what.contains("recorded prompts near")), "{reasons:?}");
+}
+
+/// A scorer for several tenants keeps no vector of a tenant's prompt.
+#[test]
+fn a_tenants_prompts_are_not_remembered() {
+    let options = TrainOptions { ways: vec![Way::Blend { seed: 1 }], ..options() };
+    let mut rows = outcomes(600);
+    for row in &mut rows {
+        row.recorded.tenant = "acme".to_owned();
+    }
+    let scorer = train(&rows, &options).unwrap().scorer;
+    let known = ask("Is this message spam: tea and music bread 3");
+    let near = scorer.neighbours(&known).unwrap();
+    assert_eq!((near.count, near.push, near.familiar), (0, 0.0, 1.0));
+    assert_eq!(scorer.drawn_down(&known), 0.0);
+}

@@ -4,7 +4,7 @@
 //! part: half fits the weights, a fifth the calibration, and the rest is evidence, for the figures in the card and for the
 //! certificate. The dealing depends on nothing but cluster names.
 
-use super::blend::{HEAVIEST, Shared, raw};
+use super::blend::{HEAVIEST, Shared, hard, raw};
 use super::report::Report;
 use super::{Gain, Pair, PairScorer, ScoreError};
 use crate::evidence::bound::Evidence;
@@ -146,9 +146,10 @@ pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScor
     let calibration: Vec<Scored> = parts.calibrate.iter().map(|row| scored(&raw, row)).collect();
     let gain = |(row, scored): (&&Outcome, &Scored)| (scored.score, row.large_quality - row.small_quality);
     let gain = Gain::fit(&parts.calibrate.iter().zip(&calibration).map(gain).collect::<Vec<_>>());
+    let hard = hard(calibration.iter().map(|row| row.score));
     let calibration = Calibration::fit(&calibration)?;
     let hash = options.outcomes_hash.clone();
-    let scorer = PairScorer::new(options.pair.clone(), raw, calibration, hash).with_gain(gain);
+    let scorer = PairScorer::new(options.pair.clone(), raw, calibration, hash).with_gain(gain).with_hard(hard);
     let evidence = evidence(&scorer, &parts.certify)?;
     let report = Report::measure(&scorer, &parts)?;
     Ok(TrainedScorer { scorer, report, evidence })

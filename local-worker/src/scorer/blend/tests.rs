@@ -23,10 +23,11 @@ fn blend(made: &[(String, f32)]) -> Blend {
         shared: *advantage,
         weight: 1.0,
         group: group as u64,
+        remembered: true,
     };
     let turns = turns.iter().map(|turns| turns.as_slice());
     let cases: Vec<Case<'_>> = turns.zip(made).enumerate().map(case).collect();
-    fit(&cases, 1).unwrap()
+    fit(&cases, &Pool::default(), 1).unwrap()
 }
 
 fn correlation(a: &[f64], b: &[f64]) -> f64 {
@@ -60,19 +61,26 @@ fn the_scorer_is_the_blend_of_its_parts() {
         shared: advantage * 0.5,
         weight: 1.0 + (group % 3) as f32,
         group: group as u64,
+        remembered: true,
     };
     let cases: Vec<Case<'_>> = turns.iter().map(|turns| turns.as_slice()).zip(&made).enumerate().map(case).collect();
-    let rows = Rows::of(&cases);
+    let rows = Rows::of(&cases).unwrap();
+    let nearness = near::nearness(&rows);
+    let embedder = StaticEmbedder::shared().unwrap();
     let all: Vec<usize> = (0..cases.len()).collect();
     let values: Vec<[f32; PARTS]> =
         (0..cases.len()).map(|place| std::array::from_fn(|part| (place * (part + 3) % 17) as f32)).collect();
     let shares = Shares::of(&values, &rows);
-    let (parts, same) = (rows.parts(&all, 3), rows.parts(&all, 3));
-    let scorer = parts.scorer(&shares, 1);
+    let commons: Vec<Common<'_>> =
+        cases.iter().map(|case| Common { turns: case.turns, shared: -case.shared, group: case.group }).collect();
+    let pool = Pool::fit(&commons).unwrap();
+    let fitted = || rows.parts(&all, pool.without(None), (3, nearness));
+    let (parts, same) = (fitted(), fitted());
+    let scorer = parts.scorer(&shares, 1).unwrap();
     let system = Turn { speaker: Speaker::System, text: "Be brief. Be brief, be very brief." };
     let long = "again and again and again ".repeat(30);
     for turns in [vec![Turn::user(&made[4].0)], vec![system, Turn::user("again and again?")], vec![Turn::user(&long)]] {
-        let wanted = shares.blended(&same.values(&View::of(&turns)));
+        let wanted = shares.blended(&same.values(&View::of(&embedder, &turns)));
         assert!((scorer.score(&turns) - wanted).abs() < 2e-3, "{} {wanted}", scorer.score(&turns));
     }
     let read = Scorer::from_bytes(&scorer.to_bytes()).unwrap();
@@ -91,8 +99,8 @@ fn reasons_name_words_and_shapes() {
 #[test]
 fn what_cannot_be_learnt_from_is_refused() {
     let turns = [Turn::user("a")];
-    let case = Case { turns: &turns, advantage: 0.0, shared: 0.0, weight: 1.0, group: 1 };
-    let error = |cases: &[Case<'_>]| fit(cases, 1).unwrap_err();
+    let case = Case { turns: &turns, advantage: 0.0, shared: 0.0, weight: 1.0, group: 1, remembered: true };
+    let error = |cases: &[Case<'_>]| fit(cases, &Pool::default(), 1).unwrap_err();
     assert_eq!(error(&[]), FitError::Empty);
     assert_eq!(error(&[case, case]), FitError::OneGroup { cases: 2 });
     let other = Case { group: 2, ..case };
@@ -105,7 +113,7 @@ fn what_cannot_be_learnt_from_is_refused() {
         assert!(matches!(error(&[other, broken]), FitError::Example { place: 1, .. }));
     }
     // All alike: nothing to tell apart, and no part is worth anything.
-    let alike = fit(&[case, other], 1).unwrap();
+    let alike = fit(&[case, other], &Pool::default(), 1).unwrap();
     assert!(alike.shares.iter().all(|(_, share)| *share == 0.0), "{:?}", alike.shares);
     assert_eq!(alike.scorer.score(&turns), 0.0);
 }

@@ -246,4 +246,48 @@ mod tests {
         let refused = run_on(folder.path(), &b, false).unwrap_err().to_string();
         assert!(refused.contains("holds no outcomes"), "{refused}");
     }
+
+    fn measured(text: &str) -> anyhow::Result<Value> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("x.jsonl"), text).unwrap();
+        let both = folder.path().to_owned();
+        let arguments = RoutingArguments { train: both.clone(), test: both, learning_curve: true, seed: 1, json: true };
+        let mut said = Vec::new();
+        run(&arguments, &mut said)?;
+        Ok(serde_json::from_slice(&said)?)
+    }
+
+    #[test]
+    fn bad_input_is_refused_or_measured_with_a_note() {
+        let good = outcomes(0, 60, "train") + &outcomes(60, 90, "dev");
+        for (broken, words) in [
+            (good.replace("\"weak_quality\":1", "\"weak_quality\":NaN"), "leave the row out or grade it again"),
+            (good.clone() + &outcomes(3, 4, "train"), "is there twice for this pair"),
+            (good[..good.len() - 30].to_owned(), "the file ends within this row"),
+            (String::new(), "holds no outcomes"),
+            (good.replace("\"weak_quality\":1", "\"weak_quality\":1.01"), "not within 0 and 1"),
+        ] {
+            let refused = measured(&broken).unwrap_err().to_string();
+            assert!(refused.contains(words) && refused.contains("x.jsonl"), "{words}: {refused}");
+        }
+        let note = |found: &Value, words: &str| {
+            found["notes"].as_array().unwrap().iter().any(|note| note.as_str().unwrap().contains(words))
+        };
+        let one_class = measured(&good.replace("\"weak_quality\":1", "\"weak_quality\":0")).unwrap();
+        assert!(note(&one_class, "both kinds are needed") && one_class["pairs"][0]["apgr"] == 0.5, "{one_class}");
+        // Ten rows are too few to say anything, and nothing breaks.
+        let few = measured(&(outcomes(0, 10, "train") + &outcomes(10, 20, "dev"))).unwrap();
+        assert_eq!((&few["pairs"][0]["fitted_on"], &few["learning_curve"]), (&json!(10), &json!([])));
+        let one = measured(&(outcomes(0, 1, "train") + &outcomes(10, 20, "dev"))).unwrap();
+        assert!(note(&one, "no scorer"), "{one}");
+        let mut clock = 0;
+        let back: String = good
+            .lines()
+            .map(|row| {
+                clock += if clock == 40 { -30 } else { 10 };
+                row.replace("\"id\"", &format!("\"at_ms\":{clock},\"id\"")) + "\n"
+            })
+            .collect();
+        assert!(note(&measured(&back).unwrap(), "at_ms goes backwards"));
+    }
 }
