@@ -187,3 +187,36 @@ fn quantised_activations_are_the_same_at_every_level_and_poisoned_by_what_is_not
         }
     }
 }
+
+#[test]
+fn products_with_tiles_and_weights_of_neighbours_are_those_of_their_definitions() {
+    let (dims, rows) = (12, 3 * TILE);
+    let vector: Vec<f32> = (0..dims).map(|at| pseudo(1, at)).collect();
+    let byte = |row: usize, number: usize| (pseudo(2, row * dims + number) * 100.0) as i8;
+    let mut tiles = vec![0_i8; rows * dims];
+    for row in 0..rows {
+        for number in 0..dims {
+            tiles[(row / TILE * dims + number) * TILE + row % TILE] = byte(row, number);
+        }
+    }
+    let values: Vec<f32> = (0..rows).map(|row| pseudo(3, row)).collect();
+    let wanted: Vec<f32> =
+        (0..rows).map(|row| (0..dims).map(|number| vector[number] * f32::from(byte(row, number))).sum()).collect();
+    let mut first: Option<(Vec<f32>, [f32; 3])> = None;
+    for level in Level::available() {
+        let mut sums = vec![f32::NAN; rows];
+        products_with_tiles(level, &vector, &tiles, &mut sums);
+        assert!(sums.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-3), "{level:?}: {sums:?} {wanted:?}");
+        let near: Vec<f32> = sums.iter().map(|sum| (sum / 400.0).clamp(-1.0, 1.0)).collect();
+        let found = weigh_neighbours(level, &near, &values, 7.0);
+        let weight = |row: usize| (7.0 * (near[row] - 1.0)).exp();
+        let weights: f32 = (0..rows).map(weight).sum();
+        let sum: f32 = (0..rows).map(|row| weight(row) * values[row]).sum();
+        assert!((found[0] - weights).abs() < 1e-4 * weights && (found[1] - sum).abs() < 1e-4 * weights, "{level:?}");
+        assert_eq!(found[2], near.iter().copied().fold(-1.0, f32::max));
+        // Every level gives the same bits.
+        assert_eq!(first.get_or_insert_with(|| (sums.clone(), found)), &mut (sums, found));
+    }
+    let nothing = weigh_neighbours(Level::detect(), &[], &[], 7.0);
+    assert_eq!(nothing, [0.0, 0.0, -1.0]);
+}

@@ -141,8 +141,13 @@ pub(crate) fn place(used_for: &str, name: &str) -> u64 {
 pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScorer, TrainError> {
     let parts = Parts::of(outcomes, &options.pair)?;
     // Grades of other pairs on prompts of the fitting part help; those of other parts must not be seen.
-    let shared = Shared::of(outcomes.iter().filter(|row| Purpose::of(&row.cluster) == Purpose::Fit));
-    let raw = best_way(&parts.fit, &options.ways, &shared)?.fit(&parts.fit, &shared)?;
+    let fitting = || outcomes.iter().filter(|row| Purpose::of(&row.cluster) == Purpose::Fit);
+    let shared = Shared::of(fitting());
+    let way = match options.ways.as_slice() {
+        [only] => *only,
+        ways => best_way(&parts.fit, ways, &Shared::of(fitting().filter(|row| !compares(row))))?,
+    };
+    let raw = way.fit(&parts.fit, &shared)?;
     let calibration: Vec<Scored> = parts.calibrate.iter().map(|row| scored(&raw, row)).collect();
     let gain = |(row, scored): (&&Outcome, &Scored)| (scored.score, row.large_quality - row.small_quality);
     let gain = Gain::fit(&parts.calibrate.iter().zip(&calibration).map(gain).collect::<Vec<_>>());
@@ -171,17 +176,16 @@ fn linear(rows: &[&Outcome], options: FitOptions) -> Result<Scorer, FitError> {
 /// One fit in how many clusters is held back to compare ways of fitting.
 const COMPARE_EVERY: u64 = 4;
 
-/// The way of fitting that ranks best on a quarter of the clusters when the others are learnt; the first among equals.
-/// Calibration and evidence are not looked at.
+fn compares(row: &Outcome) -> bool {
+    place("compare", &row.cluster).is_multiple_of(COMPARE_EVERY)
+}
+
+/// The way of fitting that ranks best on a quarter of the clusters when the others are learnt, of which alone `shared` may
+/// know; the first among equals. Calibration and evidence are not looked at.
 fn best_way(rows: &[&Outcome], ways: &[Way], shared: &Shared) -> Result<Way, FitError> {
-    let held = |row: &&&Outcome| place("compare", &row.cluster).is_multiple_of(COMPARE_EVERY);
-    let learnt: Vec<&Outcome> = rows.iter().filter(|row| !held(row)).copied().collect();
-    let test: Vec<&Outcome> = rows.iter().filter(held).copied().collect();
+    let (test, learnt): (Vec<&Outcome>, Vec<&Outcome>) = rows.iter().partition(|row| compares(row));
     let mut best: Option<(f64, Way)> = None;
     for way in ways {
-        if ways.len() == 1 {
-            return Ok(*way);
-        }
         let scorer = way.fit(&learnt, shared)?;
         let scored: Vec<Scored> = test.iter().map(|row| scored(&scorer, row)).collect();
         let ranks = auc(&scored).unwrap_or(0.5);
