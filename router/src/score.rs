@@ -112,7 +112,7 @@ impl PairScorer {
     pub fn raw(&self, turns: &[Turn<'_>]) -> f64 {
         let Reading { score, familiar } = self.scorer.read(turns);
         match self.hard {
-            Some(hard) if score > hard => hard + (score - hard) * familiar,
+            Some(hard) if score > hard && familiar < 1.0 => hard + (score - hard) * familiar,
             _ => score,
         }
     }

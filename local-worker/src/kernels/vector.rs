@@ -237,11 +237,12 @@ leveled! {
     pub fn weigh_neighbours(similarities: &[f32], values: &[f32], sharpness: f32) -> [f32; 3] {
         let (mut weights, mut sums, mut nearest) = ([0.0f32; TILE], [0.0f32; TILE], [-1.0f32; TILE]);
         for (similarities, values) in similarities.as_chunks::<TILE>().0.iter().zip(values.as_chunks::<TILE>().0) {
-            for lane in 0..TILE {
-                let weight = exponential(sharpness * (similarities[lane] - 1.0));
-                weights[lane] += weight;
-                sums[lane] += weight * values[lane];
-                nearest[lane] = if similarities[lane] > nearest[lane] { similarities[lane] } else { nearest[lane] };
+            let lanes = weights.iter_mut().zip(&mut sums).zip(&mut nearest);
+            for (((total, sum), nearest), (similarity, value)) in lanes.zip(similarities.iter().zip(values)) {
+                let weight = exponential(sharpness * (similarity - 1.0));
+                *total += weight;
+                *sum += weight * value;
+                *nearest = if *similarity > *nearest { *similarity } else { *nearest };
             }
         }
         [weights.iter().sum(), sums.iter().sum(), nearest.iter().fold(-1.0, |most, near| near.max(most))]
