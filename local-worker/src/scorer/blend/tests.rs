@@ -91,7 +91,7 @@ fn the_scorer_is_the_blend_of_its_parts() {
 fn reasons_name_words_and_shapes() {
     let blend = blend(&made(400));
     let text = "Add up the numbers 3 and 4 and then explain every step of it in a proof. Write it down. Be brief";
-    let reasons = blend.scorer.reasons(&[Turn::user(text)], 8);
+    let reasons = blend.scorer.reasons(&[Turn::user(text)], 40);
     assert!(reasons.iter().any(|reason| reason.what.starts_with('"')), "{reasons:?}");
     assert!(reasons.iter().all(|reason| reason.push.is_finite()));
 }
