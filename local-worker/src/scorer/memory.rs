@@ -16,7 +16,7 @@ use crate::kernels::{Level, TILE, products_with_tiles, weigh_neighbours};
 pub const DIMS: usize = 64;
 
 /// The most bytes of a conversation that make its vector: half from the head of the turn that asks, half from its tail.
-pub const MEANT_BYTES: usize = 1536;
+pub const MEANT_BYTES: usize = 1024;
 
 /// Words with other characters than ASCII's that are looked up at most.
 const UNUSUAL_WORDS: usize = 24;

@@ -10,8 +10,8 @@ const SHARPNESS: [f32; 4] = [3.0, 6.0, 10.0, 16.0];
 const HELD_BACK: f32 = 1.0;
 const LINE_ALPHA: f32 = 20.0;
 
-/// Rows a scorer remembers at most: a scan of all takes some ten microseconds.
-pub(super) const MOST_ROWS: usize = 4096;
+/// Rows a scorer remembers at most: a scan of all takes some microseconds.
+pub(super) const MOST_ROWS: usize = 2048;
 
 /// One row in so many is odder than what counts as familiar.
 const ODD: usize = 20;
