@@ -13,7 +13,7 @@ use crate::edge::grpc::Services;
 use crate::edge::{dashboard, http};
 use crate::evidence::drift::FEATURES;
 use crate::gateway::{Gateway, Parts};
-use crate::learn::{BreachOf, Live, LiveReport};
+use crate::learn::{BreachOf, Live, LiveReport, Teacher, TeacherParts};
 use crate::ledger::{Ledger, LedgerOptions, Recovery};
 use crate::models::{LoadWhen, ModelState, Models, ModelsConfig, ModelsError};
 use crate::policy::{Policy, Registry, Snapshot};
@@ -98,6 +98,13 @@ impl App {
             load_first(&models, &background).await?;
         }
         let metrics = telemetry.metrics();
+        let (learning, teacher) = Teacher::open(TeacherParts {
+            data: &settings.data_dir,
+            registry: Arc::clone(&registry),
+            ledger: Arc::clone(&ledger),
+            live: Arc::clone(&live),
+            metrics: metrics.clone(),
+        });
         let max_attempts = settings.targets.values().map(|target| target.max_retries).max().unwrap_or(2) + 1;
         let gateway = Gateway::new(Parts {
             registry: Arc::clone(&registry),
@@ -113,6 +120,7 @@ impl App {
             default_limits: BudgetLimits::default(),
             ledger: Arc::clone(&ledger),
             live,
+            learning,
             metrics: metrics.clone(),
             retry: RetryPolicy { max_attempts, ..RetryPolicy::default() },
             max_concurrent: settings.max_concurrent,
@@ -133,6 +141,7 @@ impl App {
         let plain =
             http::routes(Arc::clone(&keys), Arc::new(move || render.render()), dashboard::routes(services.clone()));
         let routes = http::with_grpc(services.routes(stopping.clone(), &background).await?, plain);
+        background.spawn(teacher.run(stopping.clone()));
         background.spawn(Arc::clone(&registry).watch(settings.reload_interval, stopping.clone()));
         background.spawn(watch_keys(keys, settings.reload_interval, stopping.clone()));
         background.spawn(watch_gauges(services.clone(), metrics, stopping.clone()));

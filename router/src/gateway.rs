@@ -27,7 +27,7 @@ use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Arm, Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
 use crate::latency::Latencies;
-use crate::learn::Live;
+use crate::learn::{Learning, Live};
 use crate::ledger::Ledger;
 use crate::policy::live::Standing;
 use crate::policy::{Policy, Registry, Snapshot};
@@ -38,7 +38,7 @@ use follow::FlightItem;
 use run::{RETRY_SOON, Run};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,9 @@ use tracing::Instrument as _;
 
 /// Events that may wait between a backend and a slow reader before the backend is slowed down.
 const EVENT_QUEUE: usize = 64;
+
+/// Between two looks whether anything is under way.
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// What the gateway is built of.
 pub struct Parts {
@@ -76,6 +79,8 @@ pub struct Parts {
     pub ledger: Arc<Ledger>,
     /// Whether certificates still stand.
     pub live: Arc<Live>,
+    /// What is learnt of outcomes.
+    pub learning: Arc<Learning>,
     /// Metrics.
     pub metrics: Metrics,
     /// Which remote attempts are worth repeating, and when.
@@ -108,9 +113,11 @@ pub struct Gateway {
     default_limits: BudgetLimits,
     ledger: Arc<Ledger>,
     live: Arc<Live>,
+    learning: Arc<Learning>,
     metrics: Metrics,
     retry: RetryPolicy,
     admission: Arc<Semaphore>,
+    max_concurrent: usize,
     tracker: TaskTracker,
     stopping: CancellationToken,
 }
@@ -154,9 +161,11 @@ impl Gateway {
             default_limits: parts.default_limits,
             ledger: parts.ledger,
             live: parts.live,
+            learning: parts.learning,
             metrics: parts.metrics,
             retry: parts.retry,
             admission: Arc::new(Semaphore::new(parts.max_concurrent)),
+            max_concurrent: parts.max_concurrent,
             tracker: parts.tracker,
             stopping: parts.stopping,
         })
@@ -232,7 +241,10 @@ impl Gateway {
 
     /// The state of a policy's certificate, with what live checks made of it.
     pub fn certificate_as_it_stands(&self, policy: &Policy) -> String {
-        let certificate = policy.certificate().describe();
+        let certificate = match self.learning.told(policy) {
+            Some(told) => format!("{}; {told}", policy.certificate().describe()),
+            None => policy.certificate().describe(),
+        };
         match self.live.standing(policy) {
             Standing::Holds => certificate,
             Standing::Tightened(by) => format!("{certificate}; live checks raised its threshold by {by:.3}"),
@@ -243,6 +255,22 @@ impl Gateway {
     /// The figures of live checks.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// What is learnt of outcomes.
+    pub fn learning(&self) -> &Learning {
+        &self.learning
+    }
+
+    /// Waits until no request and no shadow run is under way: for demos and tests, which want one after the other.
+    pub async fn at_rest(&self) {
+        let busy = || {
+            self.admission.available_permits() < self.max_concurrent
+                || self.shadows.available_permits() < shadow::AT_ONCE
+        };
+        while busy() {
+            tokio::time::sleep(A_MOMENT).await;
+        }
     }
 
     /// The remote models and whether they can be called.
@@ -285,6 +313,9 @@ impl Gateway {
         match snapshot.policy(request.policy.as_deref()) {
             Some(policy) => {
                 let (policy, arm) = experiment::decider(policy, &snapshot, request);
+                // What was learnt speaks of those whose text may be learnt from.
+                let recorded = self.records.get(&request.tenant).copied().unwrap_or_default();
+                let policy = if recorded == RecordLevel::Text { policy } else { snapshot.unlearnt(&policy) };
                 Ok((snapshot, policy, arm))
             }
             None => Err(GatewayErrorKind::UnknownPolicy {

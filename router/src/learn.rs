@@ -11,11 +11,19 @@
 //! State outlives the process in one small file, because a certificate that was withdrawn must not come back with a restart.
 //! Knows no requests under way, no backends and no wire; the gateway feeds it, decisions ask it.
 
+mod learner;
+mod learning;
+mod lessons;
 pub mod recorded;
+mod shelf;
 mod state;
+mod teacher;
 mod watched;
 
+pub use learner::Counts;
+pub use learning::{Learning, Status};
 pub use state::LiveError;
+pub use teacher::{Teacher, TeacherParts};
 pub use watched::{BreachOf, LiveReport, PROBED};
 
 use crate::evidence::certificate::Certificate;
@@ -41,6 +49,8 @@ pub(crate) struct Promised {
     pub confidence: f64,
     pub reference: Option<Reference>,
     pub on_breach: OnBreach,
+    /// Whether it was learnt while the policy served: its thresholds may move, its claim does not.
+    pub learnt: bool,
 }
 
 impl Promised {
@@ -64,11 +74,14 @@ impl Promised {
         for certificate in &solved {
             hash.update(certificate.scorer_version.as_bytes());
             hash.update(certificate.evidence_hash.as_bytes());
-            hash.update(&certificate.threshold.unwrap_or(2.0).to_le_bytes());
+            if policy.learnt().is_none() {
+                hash.update(&certificate.threshold.unwrap_or(2.0).to_le_bytes());
+            }
         }
         let epoch = hash.finalize().to_hex().chars().take(16).collect();
         let reference = certificate.and_then(|certificate| certificate.reference.clone());
-        Some(Self { epoch, target, confidence, reference, on_breach: policy.on_breach })
+        let learnt = policy.learnt().is_some();
+        Some(Self { epoch, target, confidence, reference, on_breach: policy.on_breach, learnt })
     }
 }
 
@@ -109,7 +122,8 @@ impl Live {
     /// How far a policy's certificates stand now. Takes a microsecond.
     pub fn standing(&self, policy: &Policy) -> Standing {
         let table = self.lock();
-        let of_policy = table.of.iter().filter(|((name, _), _)| *name == policy.reference.name);
+        let of = name(policy);
+        let of_policy = table.of.iter().filter(|((name, _), _)| *name == of);
         let mut of_policy = of_policy.map(|(_, watched)| watched).peekable();
         if of_policy.peek().is_none() {
             return Standing::Holds;
@@ -140,7 +154,8 @@ impl Live {
     pub fn report(&self, policy: &Policy) -> Vec<LiveReport> {
         let Some(promised) = Promised::of(policy) else { return Vec::new() };
         let table = self.lock();
-        let of_policy = table.of.iter().filter(|((name, _), _)| *name == policy.reference.name);
+        let of = name(policy);
+        let of_policy = table.of.iter().filter(|((name, _), _)| *name == of);
         let in_force = of_policy.filter(|(_, watched)| watched.is_of(&promised));
         in_force.map(|((_, pair), watched)| watched.report(pair.clone(), &promised)).collect()
     }
@@ -160,11 +175,11 @@ impl Live {
 
     fn with(&self, policy: &Policy, pair: &Pair, feed: impl FnOnce(&mut Watched, &Promised) -> Option<String>) {
         let Some(promised) = Promised::of(policy) else { return };
-        let name = &policy.reference.name;
+        let name = name(policy);
         let mut table = self.lock();
         let watched = table.of.entry((name.clone(), pair.clone())).or_insert_with(|| Watched::new(&promised));
         if !watched.is_of(&promised) {
-            *watched = Watched::new(&promised);
+            *watched = watched.followed_by(&promised);
         }
         let breach = feed(watched, &promised);
         table.changed = true;
@@ -184,6 +199,14 @@ impl Live {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What figures are kept under: a policy that decides by what was learnt serves beside the same by its files.
+fn name(policy: &Policy) -> String {
+    match policy.learnt() {
+        Some(_) => format!("{} (learnt)", policy.reference.name),
+        None => policy.reference.name.clone(),
     }
 }
 

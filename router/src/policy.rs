@@ -12,7 +12,7 @@ mod selftest;
 
 pub use ceilings::{LatencyCeilings, WhenLate};
 pub use decide::{Facts, Refusal, is_decided_anew};
-pub use registry::{Registry, RegistryError, Snapshot};
+pub use registry::{Learnt, Registry, RegistryError, Snapshot};
 pub use rules::{FUNCTIONS, RuleErrors, VARIABLES};
 pub use selftest::SelfTest;
 
@@ -23,10 +23,12 @@ use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency};
 use crate::evidence::certificate::Certificate;
 use crate::evidence::spending::SpendingCertificate;
 use crate::judge::JudgeFile;
+use crate::score::PairScorer;
 use crate::toml_file::{Problem, Problems, Section, suggest};
-use live::{Compare, OnBreach, Shadow};
+use live::{Compare, Learn, OnBreach, Shadow};
 use rules::Rule;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a policy is after.
@@ -189,12 +191,16 @@ pub struct Policy {
     pub exploration: f64,
     /// Requests that are answered by both sides, to compare.
     pub shadow: Option<Shadow>,
+    /// Learning from what those came to.
+    pub learn: Option<Learn>,
     /// What happens when the promise looks broken.
     pub on_breach: OnBreach,
     rules: Vec<Rule>,
     tests: Vec<SelfTest>,
     certificate: CertificateState,
     judge: JudgeState,
+    /// The scorer that was learnt while the policy served.
+    learnt: Option<Arc<PairScorer>>,
 }
 
 impl Policy {
@@ -264,6 +270,17 @@ impl Policy {
                 None => CertificateState::Valid(Box::new(certificate)),
             },
         };
+    }
+
+    /// Makes the policy one that decides by what was learnt while it served: its own scorer, and the certificate for that.
+    fn learn_by(&mut self, learnt: &Learnt) {
+        self.certify(learnt.certificate.clone().map(Ok), Some(learnt.scorer.version()));
+        self.learnt = Some(Arc::clone(&learnt.scorer));
+    }
+
+    /// The scorer that was learnt while the policy served, which is in force with the policy's certificate.
+    pub fn learnt(&self) -> Option<&Arc<PairScorer>> {
+        self.learnt.as_ref()
     }
 
     /// Gives the policy its judge. It is in force only where its own certificate speaks for this policy and this judge.

@@ -1,11 +1,13 @@
-//! `sluice policy`: check policy files as `serve` would.
+//! `sluice policy`: check policy files as `serve` would, or list what a running gateway has in force.
 
+use super::connection::{Connection, describe};
 use crate::catalog::Catalog;
 use crate::policy::Policy;
 use crate::toml_file::Problem;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use sluice_proto::v1;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +17,16 @@ use std::process::ExitCode;
 pub enum PolicyVerb {
     /// Report every problem of policy files, their embedded tests included.
     Check(CheckArguments),
+    /// List the policies of a running gateway: thresholds, certificates, and what it is learning.
+    List(ListArguments),
+}
+
+/// Arguments of `policy list`.
+#[derive(Debug, Args)]
+pub struct ListArguments {
+    /// Where the gateway is.
+    #[command(flatten)]
+    pub connection: Connection,
 }
 
 /// Arguments of `policy check`.
@@ -30,7 +42,27 @@ pub struct CheckArguments {
 
 /// Runs `policy`.
 pub fn run(verb: &PolicyVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let PolicyVerb::Check(arguments) = verb;
+    match verb {
+        PolicyVerb::Check(arguments) => check(arguments, out),
+        PolicyVerb::List(arguments) => super::client_runtime()?.block_on(list(arguments, out)),
+    }
+}
+
+async fn list(arguments: &ListArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let mut client = arguments.connection.open().await?;
+    let listed = client.policy.list(v1::ListRequest::default()).await.map_err(|status| describe(&status))?.into_inner();
+    for policy in listed.policies {
+        let threshold = policy.threshold.map_or("all remote".to_owned(), |from| format!("local from score {from:.3}"));
+        let default = if policy.is_default { ", default" } else { "" };
+        writeln!(out, "{}@{}{default}: {threshold}\n  certificate {}", policy.name, policy.hash, policy.certificate)?;
+    }
+    for problem in &listed.reload_problems {
+        writeln!(out, "not in force, {}:{}:{} {}", problem.file, problem.line, problem.column, problem.message)?;
+    }
+    Ok(if listed.reload_problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check(arguments: &CheckArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for file in &arguments.files {
         let text = read(file)?;

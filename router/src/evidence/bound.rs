@@ -11,6 +11,7 @@
 use super::betting::Losses;
 use super::certificate::Method;
 use super::special::{erf, incomplete_beta};
+use serde::{Deserialize, Serialize};
 
 /// One independent piece of evidence.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,7 +41,8 @@ impl Evidence {
 }
 
 /// What is to be proven, and how surely.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Promise {
     /// Share of the large model's quality to keep, in `(0, 1]`.
     pub target: f64,
@@ -196,7 +198,7 @@ impl Test<'_> {
                 let slack = 1.0 - self.promise.target;
                 binomial_tail(self.wrong(threshold), self.evidence.len(), slack) <= self.promise.alpha()
             }
-            Method::Betting => self.losses(threshold).mean_is_at_most(0.0, self.promise.alpha()),
+            _ => self.losses(threshold).mean_is_at_most(0.0, self.promise.alpha()),
         }
     }
 
@@ -208,7 +210,7 @@ impl Test<'_> {
                 let wrong = self.wrong(threshold);
                 target - 1.0 + clopper_pearson_upper(wrong, self.evidence.len(), self.promise.alpha())
             }
-            Method::Betting => self.losses(threshold).upper_mean(self.promise.alpha()),
+            _ => self.losses(threshold).upper_mean(self.promise.alpha()),
         }
     }
 

@@ -21,6 +21,8 @@ pub enum Method {
     ExactBinomial,
     /// A betting test on bounded losses (`evidence::betting`).
     Betting,
+    /// One that may be looked at after every outcome (`evidence::live`).
+    AnytimeBetting,
 }
 
 impl Method {
@@ -29,12 +31,15 @@ impl Method {
         match self {
             Method::ExactBinomial => "exact-binomial",
             Method::Betting => "betting",
+            Method::AnytimeBetting => "anytime-betting",
         }
     }
 
     /// The method of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Method::ExactBinomial, Method::Betting].into_iter().find(|method| method.name() == name)
+        [Method::ExactBinomial, Method::Betting, Method::AnytimeBetting]
+            .into_iter()
+            .find(|method| method.name() == name)
     }
 }
 
@@ -47,7 +52,7 @@ pub struct Certificate {
     pub policy_hash: String,
     /// Version of the scorer whose scores the threshold cuts.
     pub scorer_version: String,
-    /// Hash of the outcomes that served as evidence.
+    /// Hash of the outcomes that served as evidence; of one that is solved live, the name of the stream they came in.
     pub evidence_hash: String,
     /// The small model of the pair.
     pub small: String,
@@ -260,7 +265,7 @@ impl RawCertificate {
             problems.push(format!("local_share {} is not within 0 and 1", self.local_share));
         }
         if Method::from_name(&self.method).is_none() {
-            problems.push(format!("method {:?} is neither exact-binomial nor betting", self.method));
+            problems.push(format!("method {:?} is none of exact-binomial, betting and anytime-betting", self.method));
         }
         if self.date.parse::<jiff::civil::Date>().is_err() {
             problems.push(format!("date {:?} is not of the form 2026-01-31", self.date));

@@ -14,12 +14,17 @@
 //! its end.
 
 use super::bound::{BoundError, Evidence, Promise, grid};
+use serde::{Deserialize, Serialize};
 
 /// Constant bets, as shares of the boldest that no single loss can turn into ruin.
 const BETS: [f64; 8] = [0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9];
 
+/// A threshold counts as useful once this share of the outcomes is at or above it.
+const USEFUL_SHARE: f64 = 0.05;
+
 /// The running tests of one pair of models and one scorer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LiveTest {
     promise: Promise,
     /// Natural logarithm of what a capital has to reach.
@@ -28,7 +33,8 @@ pub struct LiveTest {
     n: u64,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Running {
     threshold: f64,
     /// Log-capital of each constant bet.
@@ -59,14 +65,24 @@ impl LiveTest {
     pub fn observe(&mut self, row: &Evidence) -> Result<(), BoundError> {
         row.check(usize::try_from(self.n).unwrap_or(usize::MAX))?;
         let target = self.promise.target;
-        // A row is either served locally or not: two results of the bets for all thresholds.
-        let results = |threshold: f64| {
-            let gain = -row.weight * row.loss(threshold, target) / target;
-            BETS.map(|bet| (bet * gain).ln_1p())
-        };
-        let (local, remote) = (results(0.0), results(f64::INFINITY));
+        self.take(row.score, row.weight, row.loss(0.0, target), row.loss(f64::INFINITY, target));
+        Ok(())
+    }
+
+    /// Takes in an outcome that was sampled and whose grades are not known, because an answer could not be had or compared:
+    /// it counts as the worst that it can have been, served locally at every threshold or not, so that nothing is proven by
+    /// leaving out what went wrong.
+    pub fn observe_lost(&mut self) {
+        self.take(1.0, 1.0, self.promise.target, 0.0);
+    }
+
+    /// A row is either served locally or not: two results of the bets for all thresholds.
+    fn take(&mut self, score: f64, weight: f64, loss_local: f64, loss_remote: f64) {
+        let target = self.promise.target;
+        let results = |loss: f64| BETS.map(|bet| (bet * (-weight * loss / target)).ln_1p());
+        let (local, remote) = (results(loss_local), results(loss_remote));
         for running in &mut self.thresholds {
-            let served = row.score >= running.threshold;
+            let served = score >= running.threshold;
             for (log, result) in running.logs.iter_mut().zip(if served { local } else { remote }) {
                 *log += result;
             }
@@ -75,11 +91,10 @@ impl LiveTest {
                 let capital: f64 = running.logs.iter().map(|log| log.exp()).sum();
                 running.best = running.best.max((capital / BETS.len() as f64).ln());
             }
-            running.all += row.weight;
-            running.local += if served { row.weight } else { 0.0 };
+            running.all += weight;
+            running.local += if served { weight } else { 0.0 };
         }
         self.n += 1;
-        Ok(())
     }
 
     /// The lowest threshold proven by now; `None` means all remote.
@@ -93,6 +108,92 @@ impl LiveTest {
         let threshold = self.threshold();
         let running = self.thresholds.iter().find(|running| Some(running.threshold) == threshold);
         running.map_or(0.0, |running| running.local / running.all)
+    }
+
+    /// Without a proven threshold: about how many more outcomes would prove a useful one if they went on as they did so far;
+    /// `None` where they would not, or one is proven.
+    pub fn needed(&self) -> Option<u64> {
+        if self.threshold().is_some() {
+            return None;
+        }
+        let n = self.n as f64;
+        let mut most = 0;
+        for running in &self.thresholds {
+            // What an outcome adds to each bet: so far on average, or by the least varied evidence there is, rows that stay
+            // remote and lose `-(1 - target)` each.
+            let rates = match self.n {
+                0 => BETS.map(|bet| (bet * (1.0 / self.promise.target - 1.0)).ln_1p()),
+                _ => running.logs.map(|log| log / n),
+            };
+            most = most.max(self.enough(&rates)?.saturating_sub(self.n));
+            if self.n == 0 || running.local >= USEFUL_SHARE * running.all {
+                return Some(most.max(1));
+            }
+        }
+        None
+    }
+
+    /// How many outcomes prove a threshold, if each adds so much to its bets; `None` if none do.
+    fn enough(&self, rates: &[f64; BETS.len()]) -> Option<u64> {
+        let proves = |n: u64| {
+            let capital: f64 = rates.iter().map(|rate| (rate * n as f64).exp()).sum();
+            (capital / BETS.len() as f64).ln() >= self.needed
+        };
+        let mut high = 1_u64;
+        while !proves(high) {
+            high = high.checked_mul(2).filter(|n| *n < 1 << 32)?;
+        }
+        let mut low = high / 2;
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            if proves(middle) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        Some(high)
+    }
+
+    /// Upper bound of the mean loss at the proven threshold, at the test's own error probability, from the rows that it took
+    /// in, in any order that does not depend on their grades. What the promise rests on is the test at 0 itself, so that the
+    /// bound is at most 0.
+    pub fn bound(&self, rows: &[Evidence]) -> f64 {
+        let Some(threshold) = self.threshold() else { return self.promise.target };
+        let (mut low, mut high) = (self.promise.target - 1.0, 0.0);
+        for _ in 0..20 {
+            let middle = f64::midpoint(low, high);
+            if self.refutes(rows, threshold, middle) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        high
+    }
+
+    /// Whether a mean loss above `mean` is refuted at `threshold`.
+    fn refutes(&self, rows: &[Evidence], threshold: f64, mean: f64) -> bool {
+        let target = self.promise.target;
+        let mut logs = [0.0_f64; BETS.len()];
+        rows.iter().any(|row| {
+            let gain = (mean - row.weight * row.loss(threshold, target)) / (target - mean);
+            for (log, bet) in logs.iter_mut().zip(BETS) {
+                *log += (bet * gain).ln_1p();
+            }
+            let capital: f64 = logs.iter().map(|log| log.exp()).sum();
+            (capital / BETS.len() as f64).ln() >= self.needed
+        })
+    }
+
+    /// Whether a test that was read back can be gone on with.
+    pub fn is_sound(&self) -> bool {
+        let running = |running: &Running| {
+            let sums = [running.local, running.all, running.best];
+            running.logs.iter().chain(&sums).all(|value| value.is_finite()) && running.local <= running.all
+        };
+        let grid = self.thresholds.iter().map(|running| running.threshold).eq(grid());
+        self.promise.check().is_ok() && self.needed.is_finite() && grid && self.thresholds.iter().all(running)
     }
 
     /// Outcomes taken in.
@@ -139,6 +240,52 @@ mod tests {
     fn later_starts_share_one_error_probability() {
         let spent: f64 = (1..=2000).map(|start| (-LiveTest::new(PROMISE, start).unwrap().needed).exp()).sum();
         assert!(spent <= 0.1 + 1e-12 && spent > 0.099, "{spent}");
+    }
+
+    #[test]
+    fn it_says_how_many_more_are_needed_and_the_bound_is_below_zero_once_proven() {
+        let mut test = LiveTest::new(PROMISE, 1).unwrap();
+        let least = test.needed().unwrap();
+        let mut rows = Vec::new();
+        let mut random = StdRng::seed_from_u64(3);
+        let mut foretold = None;
+        while test.threshold().is_none() {
+            let row = draw(&mut random);
+            test.observe(&row).unwrap();
+            rows.push(row);
+            if rows.len() == 30 {
+                foretold = test.needed();
+            }
+            assert!(rows.len() < 400);
+        }
+        assert!((10..=rows.len() as u64).contains(&least), "{least} at least, {} in the end", rows.len());
+        let foretold = foretold.unwrap() as f64 + 30.0;
+        assert!((0.5..2.0).contains(&(foretold / rows.len() as f64)), "{foretold} foretold, {} needed", rows.len());
+        let bound = test.bound(&rows);
+        assert!(bound <= 0.0 && bound > -0.05, "{bound}");
+        assert_eq!(test.needed(), None);
+        // What can't be proven needs no more of the same.
+        let bad = Evidence { score: 0.7, small: 0.0, large: 1.0, weight: 1.0 };
+        let mut test = LiveTest::new(PROMISE, 1).unwrap();
+        (0..50).for_each(|_| test.observe(&bad).unwrap());
+        assert_eq!(test.needed(), None);
+    }
+
+    #[test]
+    fn what_was_lost_counts_as_wrong() {
+        let good = Evidence { score: 0.9, small: 1.0, large: 1.0, weight: 1.0 };
+        let (mut whole, mut torn) = (LiveTest::new(PROMISE, 1).unwrap(), LiveTest::new(PROMISE, 1).unwrap());
+        for row in 0..80 {
+            whole.observe(&good).unwrap();
+            match row % 4 {
+                0 => torn.observe_lost(),
+                _ => torn.observe(&good).unwrap(),
+            }
+        }
+        assert_eq!((whole.threshold(), torn.threshold()), (Some(0.0), None));
+        assert!(torn.is_sound() && whole.is_sound());
+        let text = serde_json::to_string(&whole).unwrap();
+        assert_eq!(serde_json::from_str::<LiveTest>(&text).unwrap(), whole, "it goes on as it was");
     }
 
     #[test]

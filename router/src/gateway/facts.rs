@@ -108,6 +108,9 @@ impl Gateway {
 
     fn scorer(&self, admitted: &Admitted, small: &ModelId) -> Option<Arc<PairScorer>> {
         let large = admitted.policy.large.first()?;
+        if let Some(learnt) = admitted.policy.learnt().filter(|learnt| learnt.pair().small == small.as_str()) {
+            return Some(Arc::clone(learnt));
+        }
         self.scorers.get(small.as_str(), large.as_str()).ok()
     }
 

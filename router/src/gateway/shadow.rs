@@ -8,6 +8,7 @@
 use super::Admitted;
 use super::attempt::{AttemptEnd, attempt};
 use super::run::Run;
+use crate::backend::BackendError;
 use crate::domain::{
     EntryStatus, Limits, Message, ModelId, Part, Placement, Reason, ReasonCode, RecordLevel, RequestId, Role, Route,
     Score,
@@ -91,6 +92,8 @@ pub(super) fn beside(run: &Run) {
     let idle = gateway.backends.get(&plan.asked).is_some_and(|backend| backend.is_idle());
     let permit = Arc::clone(&gateway.shadows).try_acquire_owned().ok().filter(|_| idle);
     let Some(permit) = permit else { return gateway.metrics.shadow_run(&name, asked, "busy") };
+    let learns = run.admitted.policy.learn.is_some()
+        && run.recording.as_ref().is_some_and(|kept| kept.level == RecordLevel::Text);
     let (second, heard) = second_run(run, &plan);
     let stopping = gateway.stopping.clone();
     let tracker = gateway.tracker.clone();
@@ -104,6 +107,9 @@ pub(super) fn beside(run: &Run) {
                 stopping.run_until_cancelled(async { while heard.recv().await.is_some() {} }).await;
             };
             let (ended, ()) = tokio::join!(second.compare(plan), heard);
+            if learns && !matches!(ended, Ended::Graded) {
+                gateway.learning.lost(&name);
+            }
             gateway.metrics.shadow_run(&name, asked, ended.as_str());
         }
         .instrument(span),
@@ -294,6 +300,8 @@ impl Run {
         match attempt(self, model, 1).await {
             AttemptEnd::Complete(_) => Ok(Some(std::mem::take(&mut self.answer))),
             AttemptEnd::Declined => Ok(None),
+            // A small model that can't hold the prompt is not as good either.
+            AttemptEnd::Failed(BackendError::PromptTooLong(_)) if self.route_of(model) == Route::Local => Ok(None),
             AttemptEnd::BudgetExhausted(_) => Err(Ended::Budget),
             _ => Err(Ended::Failed),
         }

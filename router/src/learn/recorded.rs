@@ -86,7 +86,7 @@ pub async fn read(archive: &Archive, wanted: &Wanted) -> Result<FromLedger, Ledg
 }
 
 /// The last question of a recorded request; empty where no text was recorded.
-fn prompt(story: &Story) -> String {
+pub(super) fn prompt(story: &Story) -> String {
     let recording = story.entry.recording.as_ref().filter(|recording| recording.level == RecordLevel::Text);
     let messages = recording.map(|recording| recording.messages.as_slice()).unwrap_or_default();
     let asked = messages.iter().rev().find(|message| message.role == Role::User);
@@ -94,7 +94,7 @@ fn prompt(story: &Story) -> String {
 }
 
 /// What groups rows that say the same: the conversation, else the prompt, else the row itself.
-fn cluster(story: Option<&Story>, prompt: &str, id: &str) -> String {
+pub(super) fn cluster(story: Option<&Story>, prompt: &str, id: &str) -> String {
     let tenant = story.map_or("", |story| story.entry.tenant.as_str());
     match story.map_or("", |story| story.entry.conversation_id.as_str()) {
         "" if prompt.is_empty() => id.to_owned(),

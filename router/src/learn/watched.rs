@@ -118,6 +118,16 @@ impl Watched {
         }
     }
 
+    /// Figures for the next promise. Certificates that are learnt one after the other share one error probability.
+    pub fn followed_by(&self, promised: &Promised) -> Self {
+        let mut next = Self::new(promised);
+        if promised.learnt {
+            next.starts = self.starts + 1;
+            next.alarm = Alarm::new(promised.target, 1.0 - promised.confidence, next.starts);
+        }
+        next
+    }
+
     /// Whether the figures are about this promise.
     pub fn is_of(&self, promised: &Promised) -> bool {
         self.epoch == promised.epoch

@@ -121,6 +121,25 @@ impl super::Ledger {
         self.flush().await;
         self.store.outcomes(filter).await
     }
+
+    /// Outcomes behind a place, with their places, in the order they came in; at most `most`. Places rise; where rows were
+    /// deleted ([`super::Ledger::forget`]) they may be given again, which [`super::Ledger::last_outcome`] shows.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn outcomes_after(&self, place: i64, most: usize) -> Result<Vec<(i64, GradedOutcome)>, LedgerError> {
+        self.flush().await;
+        self.store.outcomes_after(place, most).await
+    }
+
+    /// The place of the last outcome; 0 without any.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn last_outcome(&self) -> Result<i64, LedgerError> {
+        self.flush().await;
+        self.store.last_outcome().await
+    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         None => 0.0,
     };
     let shadow = live::read_shadow(root, catalog, problems);
+    let learn = live::read_learn(root, problems);
     let on_breach = live::read_on_breach(root, problems);
     let around = rules::Surroundings { small: &small, large: &large, placement, regions: &regions };
     let rules = rules::read(root, &around, problems);
@@ -97,11 +98,13 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         on_exhausted,
         exploration,
         shadow,
+        learn,
         on_breach,
         rules,
         tests,
         certificate: CertificateState::Missing,
         judge: JudgeState::Absent,
+        learnt: None,
     };
     contradictions::find(&policy, root, problems);
     Some(policy)

@@ -1,6 +1,7 @@
 //! What a policy wants while it serves: comparisons on the side, and what happens when its promise looks broken.
 
 use crate::domain::{ModelId, NanoUsd};
+use std::time::Duration;
 
 /// How the two answers of a shadow run are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,24 @@ pub struct Shadow {
     pub daily: NanoUsd,
     /// How answers are compared.
     pub compare: Compare,
+}
+
+/// Learning from the outcomes of shadow runs while the policy serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learn {
+    /// Outcomes before a scorer is fitted for the first time.
+    pub first: u64,
+    /// How often it is looked at what came in.
+    pub every: Duration,
+}
+
+/// Fewest outcomes that a scorer is fitted on: half of them are evidence.
+pub const FEWEST_OUTCOMES: u64 = 40;
+
+impl Default for Learn {
+    fn default() -> Self {
+        Self { first: 100, every: Duration::from_secs(10) }
+    }
 }
 
 /// What is done when a check of live traffic fails.
@@ -148,6 +167,37 @@ mod tests {
             let problems = parse(text).unwrap_err();
             assert!(problems.contains(expected), "{text}: {problems}");
         }
+        let learning = POLICY
+            .replace(
+                "goal = \"fixed-threshold\"\nthreshold = 0.9",
+                "goal = \"min-cost\"\nquality_target = 0.9\nconfidence = 0.9",
+            )
+            .replace("[exploration]\nshare = 0.5\n", "");
+        let shadow = "[shadow]\nshare = 0.2\ncompare = \"exact\"\ndaily = \"1 USD\"\n";
+        let parse_learning = |more: &str| {
+            let text = format!("{learning}{more}");
+            let catalog = Catalog::parse("models.toml", include_str!("../../../policies/models.toml")).unwrap();
+            let words =
+                |problems: Vec<crate::toml_file::Problem>| problems.iter().map(ToString::to_string).collect::<String>();
+            Policy::parse("p.toml", &text, &catalog).map(|policy| policy.learn).map_err(words)
+        };
+        assert_eq!(parse_learning(&format!("{shadow}[learn]")), Ok(Some(Learn::default())));
+        assert_eq!(parse_learning("[learn]\nenabled = false"), Ok(None));
+        let wanted = Learn { first: 60, every: Duration::from_secs(2) };
+        assert_eq!(parse_learning(&format!("{shadow}[learn]\nfirst = 60\nevery = \"2s\"")), Ok(Some(wanted)));
+        let free = shadow.replace("daily = \"1 USD\"\n", "");
+        let table = [
+            ("[learn]".to_owned(), "nothing to learn from"),
+            (format!("{free}[learn]"), "set shadow.daily"),
+            (format!("{shadow}[learn]\nfirst = 10"), "use 40 or more"),
+            (format!("{shadow}[learn]\nevery = \"soon\""), "no duration"),
+            (format!("{shadow}[exploration]\nshare = 0.1\n[learn]"), "no certificate stands for"),
+        ];
+        for (text, expected) in table {
+            let problems = parse_learning(&text).unwrap_err();
+            assert!(problems.contains(expected), "{text}: {problems}");
+        }
+        assert!(parse("[learn]").unwrap_err().contains("no quality target"));
         let placed = POLICY.replace("[models]", "placement = \"prefer-local\"\n[models]");
         let catalog = Catalog::parse("models.toml", include_str!("../../../policies/models.toml")).unwrap();
         let text = format!("{placed}[shadow]\nshare = 0.1\ncompare = \"exact\"");

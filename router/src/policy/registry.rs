@@ -2,10 +2,11 @@
 //!
 //! Files are read again and compared byte by byte; nothing is watched, because ConfigMaps swap symlinks under a watch.
 
-use super::Policy;
+use super::{CertificateState, JudgeState, Policy};
 use crate::catalog::Catalog;
+use crate::evidence::certificate::Certificate;
 use crate::judge::JudgeFile;
-use crate::score::Scorers;
+use crate::score::{PairScorer, Scorers};
 use crate::toml_file::Problem;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
@@ -60,20 +61,41 @@ pub enum RegistryError {
 /// File names and their texts.
 type Files = BTreeMap<String, String>;
 
+/// What was learnt while a policy served.
+#[derive(Debug, Clone)]
+pub struct Learnt {
+    /// The scorer of the policy's first pair of models.
+    pub scorer: Arc<PairScorer>,
+    /// Its certificate; `None` until there is enough evidence.
+    pub certificate: Option<Certificate>,
+}
+
+/// By the policy's name.
+type AllLearnt = BTreeMap<String, Learnt>;
+
 /// Policies, certificates and prices that belong together.
 #[derive(Debug)]
 pub struct Snapshot {
     catalog: Catalog,
     policies: BTreeMap<String, Arc<Policy>>,
+    /// Policies that decide by what was learnt; beside the same as their files have them.
+    learnt: BTreeMap<String, Arc<Policy>>,
     default: String,
     files: Files,
     scorers: Vec<String>,
 }
 
 impl Snapshot {
-    /// The policy of a name, the default one without.
+    /// The policy of a name, the default one without; with what was learnt, if anything.
     pub fn policy(&self, name: Option<&str>) -> Option<Arc<Policy>> {
-        self.policies.get(name.unwrap_or(&self.default)).cloned()
+        let name = name.unwrap_or(&self.default);
+        self.learnt.get(name).or_else(|| self.policies.get(name)).cloned()
+    }
+
+    /// The same by its files alone: for tenants that nothing was learnt from.
+    pub fn unlearnt(&self, policy: &Arc<Policy>) -> Arc<Policy> {
+        let filed = policy.learnt().and_then(|_| self.policies.get(&policy.reference.name));
+        Arc::clone(filed.unwrap_or(policy))
     }
 
     /// Models and prices.
@@ -81,9 +103,9 @@ impl Snapshot {
         &self.catalog
     }
 
-    /// All policies by name.
+    /// All policies by name, with what was learnt.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.values()
+        self.policies.iter().map(|(name, policy)| self.learnt.get(name).unwrap_or(policy))
     }
 
     /// Their names.
@@ -103,6 +125,8 @@ pub struct Registry {
     default: String,
     scorers: Arc<Scorers>,
     snapshot: ArcSwap<Snapshot>,
+    /// Held while a snapshot is built and put in force: of two that are built at once none is lost.
+    learnt: Mutex<AllLearnt>,
     failure: Mutex<Option<RegistryError>>,
 }
 
@@ -113,8 +137,25 @@ impl Registry {
     /// All problems of all files, a folder that can't be read, or no default policy.
     pub fn load(folder: Option<PathBuf>, default: &str, scorers: Arc<Scorers>) -> Result<Self, RegistryError> {
         let files = read_files(folder.as_deref())?;
-        let snapshot = ArcSwap::from_pointee(build(files, default, &scorers)?);
-        Ok(Self { folder, default: default.to_owned(), scorers, snapshot, failure: Mutex::default() })
+        let snapshot = ArcSwap::from_pointee(build(files, default, &scorers, &AllLearnt::new())?);
+        let (learnt, failure) = (Mutex::default(), Mutex::default());
+        Ok(Self { folder, default: default.to_owned(), scorers, snapshot, learnt, failure })
+    }
+
+    /// Puts in force what was learnt for a policy, or takes it out again; scorer and certificate change as one. Files are not
+    /// read, requests under way keep what they have.
+    ///
+    /// # Errors
+    /// Not expected: the files were good before.
+    pub fn adopt(&self, policy: &str, learnt: Option<Learnt>) -> Result<(), RegistryError> {
+        let mut all = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
+        match learnt {
+            Some(learnt) => all.insert(policy.to_owned(), learnt),
+            None => all.remove(policy),
+        };
+        let files = self.snapshot.load().files.clone();
+        self.snapshot.store(Arc::new(build(files, &self.default, &self.scorers, &all)?));
+        Ok(())
     }
 
     /// What is in force now; hold it for a whole request.
@@ -148,7 +189,8 @@ impl Registry {
         if read_files(self.folder.as_deref())? != files {
             return Ok(false);
         }
-        self.snapshot.store(Arc::new(build(files, &self.default, &self.scorers)?));
+        let learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner);
+        self.snapshot.store(Arc::new(build(files, &self.default, &self.scorers, &learnt)?));
         Ok(true)
     }
 
@@ -203,10 +245,11 @@ fn read_files(folder: Option<&Path>) -> Result<Files, RegistryError> {
     Ok(files)
 }
 
-fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, RegistryError> {
+fn build(files: Files, default: &str, scorers: &Scorers, learnt: &AllLearnt) -> Result<Snapshot, RegistryError> {
     let catalog_text = files.get(CATALOG).map(String::as_str).unwrap_or_default();
     let catalog = Catalog::parse(CATALOG, catalog_text).map_err(RegistryError::Problems)?;
     let mut policies = BTreeMap::new();
+    let mut by_learning = BTreeMap::new();
     let mut problems = Vec::new();
     for (file, text) in &files {
         if file == CATALOG || file.ends_with(CERTIFICATE_SUFFIX) || file.ends_with(JUDGE_SUFFIX) {
@@ -221,6 +264,8 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
                 let read = |text: &String| JudgeFile::parse(text).map_err(|error| format!("{judge}: {error}"));
                 policy.judge_by(files.get(&judge).map(read));
                 let name = policy.reference.name.clone();
+                let taught = learnt.get(&name).and_then(|learnt| taught(&policy, learnt, file, &catalog));
+                by_learning.extend(taught.map(|policy| (name.clone(), Arc::new(policy))));
                 if policies.insert(name.clone(), Arc::new(policy)).is_some() {
                     problems.push(named_twice(file, &name));
                 }
@@ -240,7 +285,18 @@ fn build(files: Files, default: &str, scorers: &Scorers) -> Result<Snapshot, Reg
         let known = policies.keys().cloned().collect::<Vec<_>>().join(", ");
         return Err(RegistryError::NoDefault { name: default.to_owned(), known });
     }
-    Ok(Snapshot { catalog, policies, default: default.to_owned(), files, scorers: versions(scorers) })
+    let scorers = versions(scorers);
+    Ok(Snapshot { catalog, policies, learnt: by_learning, default: default.to_owned(), files, scorers })
+}
+
+/// A policy that decides by what was learnt. There is none while it would only lose: where nothing is proven of it and the
+/// policy's own certificate holds, or where drafts are judged.
+fn taught(filed: &Policy, learnt: &Learnt, file: &str, catalog: &Catalog) -> Option<Policy> {
+    let judged = matches!(filed.judge(), JudgeState::InForce(_));
+    let certified = |policy: &Policy| matches!(policy.certificate(), CertificateState::Valid(_));
+    let mut policy = Policy::parse(file, &filed.text, catalog).ok()?;
+    policy.learn_by(learnt);
+    (filed.learn.is_some() && !judged && (certified(&policy) || !certified(filed))).then_some(policy)
 }
 
 /// Which of two files of one name is meant is not for us to guess.

@@ -95,6 +95,9 @@ struct Instruments {
     live_calibration: Gauge<f64>,
     live_drift: Gauge<f64>,
     live_breach: Gauge<u64>,
+    learn_outcomes: Gauge<u64>,
+    learn_scorers: Gauge<u64>,
+    learn_local: Gauge<f64>,
     tenants: Mutex<HashSet<String>>,
 }
 
@@ -153,6 +156,9 @@ impl Metrics {
             live_calibration: share(names::LIVE_CALIBRATION),
             live_drift: share(names::LIVE_DRIFT),
             live_breach: gauge(names::LIVE_BREACH),
+            learn_outcomes: gauge(names::LEARN_OUTCOMES),
+            learn_scorers: gauge(names::LEARN_SCORERS),
+            learn_local: share(names::LEARN_LOCAL),
             tenants: Mutex::default(),
         }))
     }
@@ -280,6 +286,19 @@ impl Metrics {
         self.0.live_drift.record(shift, &of);
     }
 
+    /// Outcomes that a policy's learning took in, by what they were used for.
+    pub fn learnt_outcomes(&self, policy: &str, used_for: &'static str, count: u64) {
+        let of = [KeyValue::new("policy", policy.to_owned()), KeyValue::new("used_for", used_for)];
+        self.0.learn_outcomes.record(count, &of);
+    }
+
+    /// Scorers that were tested for a policy while it served, and what the certificate in force lets stay local.
+    pub fn learnt(&self, policy: &str, scorers: u64, local_share: f64) {
+        let of = [KeyValue::new("policy", policy.to_owned())];
+        self.0.learn_scorers.record(scorers, &of);
+        self.0.learn_local.record(local_share, &of);
+    }
+
     /// Whether live checks of a policy gave way: of its `quality` or of `drift`.
     pub fn live_breach(&self, policy: &str, of: &'static str, breached: bool) {
         let labels = [KeyValue::new("policy", policy.to_owned()), KeyValue::new("of", of)];
@@ -395,6 +414,8 @@ mod tests {
         metrics.live_calibration("balanced", 0.02);
         metrics.live_drift("balanced", "bytes", 0.1);
         metrics.live_breach("balanced", "quality", true);
+        metrics.learnt_outcomes("balanced", "fit", 60);
+        metrics.learnt("balanced", 1, 0.2);
         metrics.shadow_run("balanced", Route::Remote, "graded");
         metrics.shadow_spent("acme", "balanced", Cost { amount: NanoUsd::new(40), basis: CostBasis::Reported });
     }

@@ -142,9 +142,28 @@ pub const LIVE_BREACH: Metric = Metric {
     what: "1 while live checks say that a policy's promise is broken or its requests have changed",
 };
 
+/// Outcomes that a policy's learning took in, by what they were used for.
+pub const LEARN_OUTCOMES: Metric = Metric {
+    name: "sluice.learn.outcomes",
+    unit: "",
+    what: "Outcomes that a policy's learning took in, by what they were used for",
+};
+/// Scorers that were fitted and tested while a policy served.
+pub const LEARN_SCORERS: Metric = Metric {
+    name: "sluice.learn.scorers",
+    unit: "",
+    what: "Scorers that were fitted and tested while a policy served",
+};
+/// Share of the evidence that the learnt certificate in force lets stay local; 0 without one.
+pub const LEARN_LOCAL: Metric = Metric {
+    name: "sluice.learn.local_share",
+    unit: "",
+    what: "Share of the evidence that the learnt certificate in force lets stay local; 0 without one",
+};
+
 /// All of them: a test sees that each one is exposed.
 #[cfg(test)]
-pub const ALL: [&Metric; 31] = [
+pub const ALL: [&Metric; 34] = [
     &CLIENT_DURATION,
     &CLIENT_TOKENS,
     &CLIENT_FIRST_CHUNK,
@@ -176,6 +195,9 @@ pub const ALL: [&Metric; 31] = [
     &LIVE_CALIBRATION,
     &LIVE_DRIFT,
     &LIVE_BREACH,
+    &LEARN_OUTCOMES,
+    &LEARN_SCORERS,
+    &LEARN_LOCAL,
 ];
 
 /// Attribute names of the GenAI conventions.

@@ -8,6 +8,7 @@ mod crash;
 mod edge;
 mod experiment;
 mod house;
+mod learning;
 mod metrics;
 mod models;
 mod objectives;

@@ -21,6 +21,30 @@ pub async fn insert(connection: &mut SqliteConnection, outcome: &StoredOutcome) 
 }
 
 impl Store {
+    /// Outcomes behind a place, with their places, in the order they came in; at most `most`.
+    pub async fn outcomes_after(&self, place: i64, most: usize) -> Result<Vec<(i64, GradedOutcome)>, LedgerError> {
+        let rows = sqlx::query("SELECT rowid, body FROM outcomes WHERE rowid > ?1 ORDER BY rowid LIMIT ?2")
+            .bind(place)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.wrap())?;
+        let mut outcomes = Vec::new();
+        for row in rows {
+            let place: i64 = row.try_get("rowid").map_err(self.wrap())?;
+            let body: &str = row.try_get("body").map_err(self.wrap())?;
+            let stored: StoredOutcome = serde_json::from_str(body).map_err(|error| self.error(&error))?;
+            outcomes.extend(stored.outcome().map(|outcome| (place, outcome)));
+        }
+        Ok(outcomes)
+    }
+
+    /// The place of the last outcome; 0 without any.
+    pub async fn last_outcome(&self) -> Result<i64, LedgerError> {
+        let row = sqlx::query("SELECT COALESCE(MAX(rowid), 0) AS last FROM outcomes").fetch_one(&self.pool).await;
+        row.and_then(|row| row.try_get("last")).map_err(self.wrap())
+    }
+
     /// Outcomes that match, oldest first.
     pub async fn outcomes(&self, filter: &OutcomeFilter) -> Result<Vec<GradedOutcome>, LedgerError> {
         let rows = sqlx::query("SELECT body FROM outcomes WHERE ?1 = '' OR tenant = ?1 ORDER BY at_ms, entry")

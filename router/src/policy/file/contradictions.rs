@@ -1,6 +1,6 @@
 //! Settings that are each right and cannot all be meant: better a problem now than a request refused at night.
 
-use crate::domain::Placement;
+use crate::domain::{NanoUsd, Placement};
 use crate::policy::live::BreachAction;
 use crate::policy::{Objective, OnExhausted, Policy};
 use crate::toml_file::{Problems, Section};
@@ -40,6 +40,9 @@ pub fn find(policy: &Policy, root: &Section<'_, '_>, problems: &mut Problems<'_>
         let message = "there is nothing to compare: a score never decides between the two sides";
         problems.add(root.span_of("shadow"), "shadow", message, "leave it out");
     }
+    if policy.learn.is_some() {
+        find_in_learning(policy, root, problems);
+    }
     if let (Some(daily), Some(monthly)) = (policy.budget.daily, policy.budget.monthly)
         && daily > monthly
     {
@@ -58,6 +61,24 @@ pub fn find(policy: &Policy, root: &Section<'_, '_>, problems: &mut Problems<'_>
             let message = format!("another test is called `{}` already", test.name);
             problems.add(test.span.clone(), &format!("tests[{index}].name"), message, "tell them apart");
         }
+    }
+}
+
+/// What outcomes can't be learnt from, or proven by.
+fn find_in_learning(policy: &Policy, root: &Section<'_, '_>, problems: &mut Problems<'_>) {
+    let mut add = |message: &str, suggestion: &str| problems.add(root.span_of("learn"), "learn", message, suggestion);
+    if !matches!(policy.objective, Objective::MinCost { .. }) {
+        add("there is no quality target that a certificate could be solved for", "use goal = \"min-cost\"");
+    }
+    match &policy.shadow {
+        None => add("there is nothing to learn from", "let a share of requests be compared: [shadow]"),
+        Some(shadow) if shadow.daily == NanoUsd::ZERO => {
+            add("what is served locally can't be compared without money, and would count as wrong", "set shadow.daily");
+        }
+        Some(_) => {}
+    }
+    if policy.exploration > 0.0 {
+        add("exploration shows answers that no certificate stands for", "leave it out: shadow runs show nothing");
     }
 }
 

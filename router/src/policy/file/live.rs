@@ -1,9 +1,9 @@
 //! The sections `[shadow]` and `[on_breach]`.
 
-use super::read_money;
+use super::{read_duration, read_money};
 use crate::catalog::Catalog;
 use crate::domain::{ModelId, NanoUsd, Route};
-use crate::policy::live::{BreachAction, Compare, OnBreach, Shadow, TIGHTEN_STEP};
+use crate::policy::live::{BreachAction, Compare, FEWEST_OUTCOMES, Learn, OnBreach, Shadow, TIGHTEN_STEP};
 use crate::toml_file::{Problems, Section, suggest};
 
 /// Reads `[shadow]`; `None` where there is none, or it has problems.
@@ -53,6 +53,26 @@ fn read_judge(section: &mut Section<'_, '_>, catalog: &Catalog, problems: &mut P
             None
         }
     }
+}
+
+/// Reads `[learn]`; `None` where there is none, it is turned off, or it has problems.
+pub fn read_learn(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Learn> {
+    let mut section = root.section("learn", problems)?;
+    let enabled = section.flag("enabled", problems).unwrap_or(true);
+    let usual = Learn::default();
+    let first = match section.count("first", problems) {
+        Some(first) if first < FEWEST_OUTCOMES => {
+            let message = format!("a scorer that is fitted on half of {first} outcomes knows nothing");
+            let suggestion = format!("use {FEWEST_OUTCOMES} or more");
+            problems.add(section.span_of("first"), &section.path("first"), message, suggestion);
+            None
+        }
+        Some(first) => Some(first),
+        None => Some(usual.first),
+    };
+    let every = read_duration(&mut section, "every", problems).unwrap_or(usual.every);
+    section.finish(problems);
+    enabled.then_some(Learn { first: first?, every })
 }
 
 /// Reads `[on_breach]`.

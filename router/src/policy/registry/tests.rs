@@ -1,4 +1,5 @@
 use super::*;
+use crate::evidence::certificate::Certificate;
 use tempfile::TempDir;
 
 fn folder(files: &[(&str, &str)]) -> TempDir {
@@ -92,4 +93,42 @@ fn a_config_map_swap_is_seen() {
     swap("..v2");
     assert!(registry.reload().unwrap());
     assert_eq!(registry.snapshot().policy(None).unwrap().reference.hash, Policy::hash(&next));
+}
+
+#[test]
+fn what_was_learnt_is_put_in_force_beside_the_files_and_survives_a_reload() {
+    let (_, balanced) = EMBEDDED[1];
+    let learning =
+        format!("{balanced}\n[shadow]\nshare = 0.5\ndaily = \"1 USD\"\ncompare = \"exact\"\n[learn]\nfirst = 60\n");
+    let folder = folder(&[("balanced.toml", &learning)]);
+    let registry = registry(folder.path()).unwrap();
+    let scorer = Arc::new(PairScorer::bundled().unwrap().unwrap());
+    let certificate = Certificate::parse(include_str!("../../../../policies/balanced.solved.toml")).unwrap();
+    let certificate = |hash: &str| Certificate {
+        policy_hash: hash.to_owned(),
+        scorer_version: scorer.version().to_owned(),
+        ..certificate.clone()
+    };
+    let learnt = |certificate: Option<Certificate>| Some(Learnt { scorer: Arc::clone(&scorer), certificate });
+    let held = registry.snapshot();
+    registry.adopt("balanced", learnt(Some(certificate(&Policy::hash(&learning))))).unwrap();
+    assert!(held.policy(None).unwrap().learnt().is_none(), "a request keeps its snapshot");
+    let now = registry.snapshot();
+    let policy = now.policy(None).unwrap();
+    assert!(policy.learnt().is_some() && policy.threshold() == Some(0.74));
+    assert!(now.policies().any(|policy| policy.learnt().is_some()));
+    let filed = now.unlearnt(&policy);
+    assert!(filed.learnt().is_none() && filed.threshold().is_none(), "as its files have it");
+
+    // Another policy text: what was learnt scores on, and proves nothing of it.
+    std::fs::write(folder.path().join("balanced.toml"), learning.replace("25 USD", "26 USD")).unwrap();
+    assert!(registry.reload().unwrap());
+    let policy = registry.snapshot().policy(None).unwrap();
+    assert!(policy.learnt().is_some() && policy.threshold().is_none());
+    // One that learns no more.
+    std::fs::write(folder.path().join("balanced.toml"), balanced).unwrap();
+    assert!(registry.reload().unwrap());
+    assert!(registry.snapshot().policy(None).unwrap().learnt().is_none());
+    registry.adopt("balanced", None).unwrap();
+    assert!(registry.snapshot().policy(None).unwrap().learnt().is_none());
 }
