@@ -1,6 +1,7 @@
 //! `sluice demo`: the whole path, offline. The bundled model, a simulated large one on a loopback socket that speaks the
 //! real protocol, thirty requests through the real gRPC client, and what came of them.
 
+mod learn;
 mod requests;
 
 use super::ask::word;
@@ -32,6 +33,9 @@ pub struct DemoArguments {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, default_value_t = 0)]
     pub port: u16,
+    /// The demo of learning.
+    #[command(flatten)]
+    pub learning: learn::LearnArguments,
 }
 
 /// How fast the simulated large model answers: slow enough to see that a remote call takes time.
@@ -47,6 +51,9 @@ struct Outcome {
 
 /// Runs `demo`.
 pub fn run(arguments: &DemoArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    if arguments.learning.learn {
+        return learn::run(&arguments.learning, out);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(show(arguments, out))
 }

@@ -132,7 +132,8 @@ async fn from_nothing_to_a_certificate_that_outlives_the_process() {
         local += usize::from(route(&house, &question(number)).await.0 == v1::Route::Local);
     }
     assert!(local > 0, "of 8 easy ones");
-    house.close().await;
+    // Its simulator's bill begins after the restart, the ledger's does not.
+    drop(house);
 }
 
 #[tokio::test(flavor = "multi_thread")]
