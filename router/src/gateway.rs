@@ -14,6 +14,7 @@ mod observe;
 mod record;
 mod reply;
 mod run;
+mod second;
 mod shadow;
 
 pub use reply::{
@@ -241,9 +242,10 @@ impl Gateway {
 
     /// The state of a policy's certificate, with what live checks made of it.
     pub fn certificate_as_it_stands(&self, policy: &Policy) -> String {
+        let judge = policy.judge().describe().map_or_else(String::new, |judge| format!("; {judge}"));
         let certificate = match self.learning.told(policy) {
-            Some(told) => format!("{}; {told}", policy.certificate().describe()),
-            None => policy.certificate().describe(),
+            Some(told) => format!("{}; {told}{judge}", policy.certificate().describe()),
+            None => format!("{}{judge}", policy.certificate().describe()),
         };
         match self.live.standing(policy) {
             Standing::Holds => certificate,

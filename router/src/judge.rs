@@ -10,15 +10,17 @@ mod draft;
 mod file;
 mod fit;
 mod recorded;
+mod second;
 
 pub use draft::{Draft, FEATURES, TokenFacts, features, prefix_features};
 pub use file::{JudgeFile, JudgeFileError};
 pub use fit::{JudgeFitError, Judged, fit};
 pub use recorded::{DraftsError, RecordedDraft, parse as parse_drafts};
+pub use second::{SECOND_TEMPERATURE, Verdict};
 
 use crate::domain::Score;
 use crate::evidence::calibration::Calibration;
-use draft::COUNT;
+use draft::{COUNT, LENGTH, LENGTH_OFF};
 
 /// Tokens after which a draft is looked at for the first time, to stop a hopeless one.
 pub const FIRST_LOOK: usize = 8;
@@ -45,6 +47,11 @@ impl Judge {
         Score::new(probability.clamp(0.0, 1.0)).unwrap_or_else(|_| self.worst())
     }
 
+    /// Log-odds before calibration: they order drafts as the judgement does, without its steps.
+    pub fn order(&self, draft: &Draft<'_>) -> f64 {
+        self.raw(&features(draft))
+    }
+
     /// Whether a draft that has come to [`FIRST_LOOK`] tokens is not worth finishing: hardly any that began so was accepted.
     pub fn hopeless(&self, draft: &Draft<'_>) -> bool {
         draft.tokens.len() >= FIRST_LOOK && self.raw(&prefix_features(draft)) < self.stop_below
@@ -54,7 +61,7 @@ impl Judge {
     pub fn reasons(&self, draft: &Draft<'_>, most: usize) -> Vec<(&'static str, f64)> {
         let values = features(draft);
         let mut pulls: Vec<(&'static str, f64)> =
-            (0..COUNT).map(|at| (FEATURES[at], self.weights[at] * self.standard(at, values[at]))).collect();
+            (0..COUNT).map(|at| (FEATURES[at], self.weights[at] * self.standard(at, &values))).collect();
         pulls.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
         pulls.truncate(most);
         pulls
@@ -70,12 +77,18 @@ impl Judge {
     }
 
     /// A value in standard deviations from the mean; what is not known counts as the mean.
-    fn standard(&self, at: usize, value: f64) -> f64 {
+    fn standard(&self, at: usize, values: &[f64; COUNT]) -> f64 {
+        let value = if at == LENGTH_OFF { self.length_off(values) } else { values[at] };
         if value.is_finite() { ((value - self.mean[at]) / self.scale[at]).clamp(-6.0, 6.0) } else { 0.0 }
     }
 
+    /// How far a length is from what is expected; not a number where it is not known.
+    fn length_off(&self, values: &[f64; COUNT]) -> f64 {
+        ((values[LENGTH] - self.mean[LENGTH]) / self.scale[LENGTH]).abs()
+    }
+
     fn raw(&self, values: &[f64; COUNT]) -> f64 {
-        self.bias + (0..COUNT).map(|at| self.weights[at] * self.standard(at, values[at])).sum::<f64>()
+        self.bias + (0..COUNT).map(|at| self.weights[at] * self.standard(at, values)).sum::<f64>()
     }
 }
 

@@ -4,6 +4,7 @@
 mod ceilings;
 mod choose;
 mod decide;
+mod drafts;
 mod file;
 pub mod live;
 mod registry;
@@ -12,6 +13,7 @@ mod selftest;
 
 pub use ceilings::{LatencyCeilings, WhenLate};
 pub use decide::{Facts, Refusal, is_decided_anew};
+pub use drafts::{JudgeState, SAMPLE, Second, StreamWins};
 pub use registry::{Learnt, Registry, RegistryError, Snapshot};
 pub use rules::{FUNCTIONS, RuleErrors, VARIABLES};
 pub use selftest::SelfTest;
@@ -107,27 +109,6 @@ impl CertificateState {
     }
 }
 
-/// Whether drafts are judged before anything of them is shown.
-#[derive(Clone, Debug, PartialEq)]
-pub enum JudgeState {
-    /// No: there is no `NAME.judge.toml`, or the objective is a threshold by hand.
-    Absent,
-    /// Yes, by this judge.
-    InForce(Box<JudgeFile>),
-    /// There is one that does not match, or can't be read.
-    Mismatched(String),
-}
-
-/// What wins where an answer is streamed and drafts are judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum StreamWins {
-    /// Nothing is shown before the draft is finished and judged.
-    #[default]
-    Safety,
-    /// The prompt's score alone decides, and the first byte goes out at once.
-    FirstByte,
-}
-
 /// What to do when a budget is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExhausted {
@@ -179,6 +160,8 @@ pub struct Policy {
     pub draft_above: f64,
     /// What wins for streams.
     pub stream_wins: StreamWins,
+    /// Who else is asked about drafts.
+    pub second: Option<Second>,
     /// Whether a small model may serve while no large one is up.
     pub local_when_remote_is_down: bool,
     /// Use of the exact cache.
@@ -295,6 +278,10 @@ impl Policy {
                 None if file.certificate.small != file.judge.small => {
                     JudgeState::Mismatched(format!("the judge knows drafts of {} only", file.judge.small))
                 }
+                None if self.second.as_ref().is_some_and(|second| second.as_str() == file.judge.small) => {
+                    let why = "`escalate.second` names the model that drafts, which would agree with itself";
+                    JudgeState::Mismatched(why.to_owned())
+                }
                 None => JudgeState::InForce(Box::new(file)),
             },
         };
@@ -337,13 +324,17 @@ impl Policy {
         }
     }
 
-    /// All models that it may call: small, large, and the one that judges shadow runs.
+    /// All models that it may call: small, large, the one that is asked about drafts, and the one that judges shadow runs.
     pub fn models(&self) -> impl Iterator<Item = &ModelId> {
         let judge = self.shadow.as_ref().and_then(|shadow| match &shadow.compare {
             Compare::Judge(judge) => Some(judge),
             _ => None,
         });
-        self.small.iter().chain(&self.large).chain(judge)
+        let second = self.second.as_ref().and_then(|second| match second {
+            Second::Model(model) => Some(model),
+            Second::Sample => None,
+        });
+        self.small.iter().chain(&self.large).chain(second).chain(judge)
     }
 
     /// The problem of an experiment that tries a policy which is none of `known`.

@@ -60,7 +60,8 @@ fn greet(app: &App, settings: &Settings, started: Instant, out: &mut dyn Write) 
     for policy in app.services().registry.snapshot().policies() {
         let threshold =
             policy.threshold().map_or("all remote".to_owned(), |threshold| format!("local from score {threshold:.3}"));
-        writeln!(out, "policy {}@{}: {threshold}", policy.reference.name, policy.reference.hash)?;
+        let judge = policy.judge().describe().map_or_else(String::new, |judge| format!("; {judge}"));
+        writeln!(out, "policy {}@{}: {threshold}{judge}", policy.reference.name, policy.reference.hash)?;
     }
     writeln!(out, "READY {} in {:.0} ms", app.url(), started.elapsed().as_secs_f64() * 1e3)?;
     out.flush()?;

@@ -52,6 +52,68 @@ impl Grader {
     }
 }
 
+/// Whether two answers to one question come to the same, neither of which is known to be right: the same words, equal JSON, or
+/// one and the same number as the conclusion of both. Long texts that are worded otherwise do not agree: nobody can tell
+/// without understanding them.
+pub fn agree(one: &str, other: &str) -> bool {
+    if plain(one) == plain(other) {
+        return !plain(one).is_empty();
+    }
+    let structured = |text: &str| parse(text).ok().filter(|value| value.is_object() || value.is_array());
+    match (structured(one), structured(other)) {
+        (Some(one), Some(other)) => same(&one, &other),
+        (None, None) => match (Conclusion::of(one), Conclusion::of(other)) {
+            (Some(one), Some(other)) => one.agrees(&other),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// What introduces the conclusion of an answer that was reasoned out.
+const INTRODUCTIONS: [&str; 6] = ["####", "answer is", "answer:", "\\boxed{", "therefore,", "="];
+
+/// Most words of a conclusion.
+const CONCLUSION_WORDS: usize = 6;
+
+/// The one number that an answer comes to, and the words beside it.
+struct Conclusion {
+    number: f64,
+    words: Vec<String>,
+}
+
+impl Conclusion {
+    /// Of a short answer, or of what follows the last introduction; `None` if that is long, or holds no number or several.
+    fn of(text: &str) -> Option<Self> {
+        let lower = plain(text);
+        let starts = INTRODUCTIONS.iter().filter_map(|sign| Some(lower.rfind(sign)? + sign.len()));
+        let said = starts.max().and_then(|start| lower.get(start..)).unwrap_or(&lower);
+        let said = said.split(['\n', ';']).next().unwrap_or(said);
+        let (mut words, mut numbers) = (Vec::new(), Vec::new());
+        for word in said.split_whitespace() {
+            let word = word.trim_matches(|sign: char| !sign.is_alphanumeric() && sign != '-' && sign != '.');
+            let word = word.trim_end_matches('.');
+            match word.replace(',', "").parse::<f64>() {
+                Ok(number) if number.is_finite() => numbers.push(number),
+                _ if word.is_empty() => {}
+                _ => words.push(word.to_owned()),
+            }
+        }
+        let short = words.len() + numbers.len() <= CONCLUSION_WORDS;
+        match numbers.as_slice() {
+            [number] if short => Some(Self { number: *number, words }),
+            _ => None,
+        }
+    }
+
+    /// The same number, and no word of one against a word of the other: a unit may be left out, but 2 May is not 2 June.
+    fn agrees(&self, other: &Self) -> bool {
+        let within = |few: &Self, many: &Self| few.words.iter().all(|word| many.words.contains(word));
+        let near = (self.number - other.number).abs() <= 1e-6 * other.number.abs().max(1.0);
+        near && (within(self, other) || within(other, self))
+    }
+}
+
 fn plain(text: &str) -> String {
     let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
     words.join(" ").trim_end_matches('.').to_owned()
@@ -218,6 +280,35 @@ mod tests {
         }
         assert!(matches!(numeric.grade("1", "one"), Err(GradingError::NoNumber(_))));
         assert!(matches!(Grader::Json.grade("1", "{"), Err(GradingError::NoJson(_))));
+    }
+
+    #[test]
+    fn answers_agree_by_words_by_json_or_by_their_number() {
+        let table = [
+            ("Card arrival", " card  arrival.", true),
+            ("card_arrival", "card_payment", false),
+            ("", "", false),
+            ("3.0", "3", true),
+            ("$1,250.00", "1250 dollars", true),
+            ("2 + 5 = 7, so the answer is 7.", "#### 7", true),
+            ("2 + 5 = 7 apples", "7", true),
+            ("-2", "2", false),
+            ("2 May", "2 June", false),
+            ("2 May", "2", true),
+            ("3 apples and 4 pears", "5 apples and 4 pears", false),
+            (
+                "She was born in 1990 and lived for a long time in Rome",
+                "He died after a short life in London in 1990",
+                false,
+            ),
+            ("{\"a\": 1, \"b\": [2.0]}", "```json\n{\"b\":[2],\"a\":1}\n```", true),
+            ("{\"a\": 1}", "{\"a\": 2}", false),
+            ("{\"a\": 1}", "1", false),
+        ];
+        for (one, other, expected) in table {
+            assert_eq!(agree(one, other), expected, "{one:?} {other:?}");
+            assert_eq!(agree(other, one), expected, "{other:?} {one:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::hold::{Held, hold};
 use super::observe::{self, Observed};
 use super::reply::{GatewayErrorKind, ReplyEvent};
 use super::run::Run;
+use super::second::{self, Said};
 use crate::backend::{AnswerStream, Backend, BackendCall, BackendError, ProbeReading, UsageProbe};
 use crate::catalog::Model;
 use crate::domain::{
@@ -91,12 +92,31 @@ pub async fn attempt(run: &mut Run, model: &ModelId, number: u32) -> AttemptEnd 
     let began = run.admitted.received.elapsed();
     run.chunks = 0;
     let span = observe::attempt_span(run, &target.model, target.backend.route(), target.max_output_tokens);
-    let end = drive(run, &target, id, &probe).instrument(span.clone()).await;
+    let driven = drive(run, &target, id, &probe).instrument(span.clone()).await;
+    // Whoever else is asked about a draft is an attempt of its own, with a time of its own.
+    let (reading, latency, chunks) = (probe.reading(), clock.elapsed(), run.chunks);
+    let end = match driven {
+        Driven::Ended(end) => end,
+        Driven::Drafted(kept, finish) => settle(run, &target, *kept, finish).await,
+    };
+    run.chunks = run.chunks.max(chunks);
     let first_byte = run.first_byte.filter(|_| first_before.is_none());
-    let first_chunk = first_byte.map(|first_byte| first_byte.saturating_sub(began));
-    let measured = Measured { reading: probe.reading(), latency: clock.elapsed(), first_chunk };
+    let first_chunk = first_byte.map(|first_byte| first_byte.saturating_sub(began).min(latency));
+    let measured = Measured { reading, latency, first_chunk };
     span.in_scope(|| book(run, &target, id, hold, &end, &measured));
     end
+}
+
+/// How a call went: to an end, or to a finished draft that was not judged yet.
+enum Driven {
+    Ended(AttemptEnd),
+    Drafted(Box<Kept>, Finish),
+}
+
+impl From<AttemptEnd> for Driven {
+    fn from(end: AttemptEnd) -> Self {
+        Self::Ended(end)
+    }
 }
 
 fn target(run: &Run, model: &ModelId) -> Result<Target, BackendError> {
@@ -114,7 +134,7 @@ fn target(run: &Run, model: &ModelId) -> Result<Target, BackendError> {
 }
 
 /// Calls the backend and passes its text on until something ends it.
-async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe) -> AttemptEnd {
+async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe) -> Driven {
     let request = &run.admitted.request;
     let mut kept = Kept::of(run, &target.model.id, target.backend.route());
     let mut limits = request.limits.clone();
@@ -137,58 +157,76 @@ async fn drive(run: &mut Run, target: &Target, id: AttemptId, probe: &UsageProbe
     let hung_up = run.events.clone();
     let opened = tokio::select! {
         biased;
-        () = hung_up.closed() => return AttemptEnd::Cancelled,
-        () = &mut deadline => return AttemptEnd::DeadlineExceeded,
+        () = hung_up.closed() => return AttemptEnd::Cancelled.into(),
+        () = &mut deadline => return AttemptEnd::DeadlineExceeded.into(),
         opened = backend.generate(call) => opened,
     };
     let mut stream: AnswerStream = match opened {
         Ok(stream) => stream,
-        Err(error) => return failed(error),
+        Err(error) => return failed(error).into(),
     };
     loop {
         let chunk = tokio::select! {
             biased;
-            () = hung_up.closed() => return AttemptEnd::Cancelled,
-            () = &mut deadline => return AttemptEnd::DeadlineExceeded,
+            () = hung_up.closed() => return AttemptEnd::Cancelled.into(),
+            () = &mut deadline => return AttemptEnd::DeadlineExceeded.into(),
             chunk = stream.next() => chunk,
         };
         match chunk {
             Some(Ok(Chunk::Text { text, logprobs })) => match &mut kept {
                 Some(kept) => {
                     if let Some(hopeless) = kept.push(&run.admitted, &text, logprobs) {
-                        return AttemptEnd::Rejected(hopeless);
+                        return AttemptEnd::Rejected(hopeless).into();
                     }
                 }
                 None => {
                     if let Err(end) = show(run, text, logprobs).await {
-                        return end;
+                        return end.into();
                     }
                 }
             },
             Some(Ok(Chunk::End(finish))) if finish.reason == FinishReason::Declined && !run.shown => {
-                return AttemptEnd::Declined;
+                return AttemptEnd::Declined.into();
             }
             Some(Ok(Chunk::End(finish))) => {
-                let Some(kept) = kept.take() else { return complete(run, target, finish) };
-                return match kept.judge(&run.admitted, finish.reason) {
-                    Ok(reason) => match accept(run, reason, kept).await {
-                        Ok(()) => complete(run, target, finish),
-                        Err(end) => end,
-                    },
-                    Err(why) => AttemptEnd::Rejected(why),
+                return match kept {
+                    Some(kept) => Driven::Drafted(Box::new(kept), finish),
+                    None => complete(run, target, finish).into(),
                 };
             }
-            Some(Err(error)) => return failed(error),
+            Some(Err(error)) => return failed(error).into(),
             None => {
                 let why = "the stream ended without its end marker".to_owned();
-                return AttemptEnd::Failed(BackendError::Cut { why, usage: None });
+                return AttemptEnd::Failed(BackendError::Cut { why, usage: None }).into();
             }
         }
     }
 }
 
+/// What becomes of a finished draft: it is shown if the judge lets it out, perhaps after somebody else was asked.
+async fn settle(run: &mut Run, target: &Target, kept: Kept, finish: Finish) -> AttemptEnd {
+    let said = match kept.is_undecided(&run.admitted, finish.reason) {
+        true => match second::ask(run, &kept, &target.model.id).await {
+            Ok(said) => said,
+            Err(end) => return end,
+        },
+        false => Said::Nothing,
+    };
+    match kept.judge(&run.admitted, finish.reason, said) {
+        Ok(reason) => match accept(run, reason, kept).await {
+            Ok(()) => complete(run, target, finish),
+            Err(end) => end,
+        },
+        Err(why) => AttemptEnd::Rejected(why),
+    }
+}
+
 /// Passes a piece of the answer on; the deadline ends the wait for a slow reader.
 async fn show(run: &mut Run, text: String, mut logprobs: Vec<TokenLogprob>) -> Result<(), AttemptEnd> {
+    if let Some(aside) = &mut run.aside {
+        aside.push_str(&text);
+        return Ok(());
+    }
     run.first_byte.get_or_insert_with(|| run.admitted.received.elapsed());
     run.shown = true;
     run.chunks += 1;

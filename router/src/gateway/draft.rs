@@ -2,8 +2,9 @@
 
 use super::Admitted;
 use super::run::Run;
+use super::second::Said;
 use crate::domain::{FinishReason, Message, ModelId, Reason, ReasonCode, Role, Route, Score, TokenLogprob};
-use crate::judge::{Draft, FIRST_LOOK, JudgeFile, TokenFacts};
+use crate::judge::{Draft, FIRST_LOOK, JudgeFile, TokenFacts, Verdict};
 
 /// Likeliest tokens that are asked for with each token of a draft, for its entropy.
 pub const ALTERNATIVES: u32 = 5;
@@ -25,7 +26,8 @@ impl Kept {
         let wanted = run.decision.route == Route::Cascade
             && run.decision.reason.code == ReasonCode::Draft
             && route == Route::Local
-            && run.decision.model == *model;
+            && run.decision.model == *model
+            && run.aside.is_none();
         let (_, certified) = run.admitted.policy.judged_at().filter(|_| wanted)?;
         // What was decided: live checks may have raised it.
         let threshold = run.decision.threshold.unwrap_or(certified);
@@ -53,24 +55,44 @@ impl Kept {
         }
         self.looked = true;
         let (file, _) = admitted.policy.judged_at()?;
-        let draft = self.draft(admitted, false);
+        let draft = self.draft(admitted, false, None);
         let hopeless = file.judge.hopeless(&draft);
         hopeless.then(|| format!("hopeless after {FIRST_LOOK} tokens{}", strongest(file, &draft)))
     }
 
-    /// The judgement of the finished draft: the reason to show it, or to turn it down.
-    pub fn judge(&self, admitted: &Admitted, finish: FinishReason) -> Result<Reason, String> {
+    /// Whether another small model, or another sample, could change the judgement of the finished draft.
+    pub fn is_undecided(&self, admitted: &Admitted, finish: FinishReason) -> bool {
+        let asks = admitted.policy.judged_at().filter(|_| admitted.policy.second.is_some());
+        asks.is_some_and(|(file, _)| {
+            file.judge.verdict(&self.draft(admitted, is_cut(finish), None), self.threshold) == Verdict::Undecided
+        })
+    }
+
+    /// The judgement of the finished draft, of which somebody else may have `said` something: the reason to show it, or to
+    /// turn it down.
+    pub fn judge(&self, admitted: &Admitted, finish: FinishReason, said: Said) -> Result<Reason, String> {
         let Some((file, _)) = admitted.policy.judged_at() else {
             return Err("there is no judge any more".to_owned());
         };
-        let draft = self.draft(admitted, matches!(finish, FinishReason::Length | FinishReason::Context));
-        let (score, threshold) = (file.judge.judge(&draft).get(), self.threshold);
+        let draft = self.draft(admitted, is_cut(finish), said.agrees());
+        let threshold = self.threshold;
+        let score = match (said, &admitted.policy.second) {
+            // Nobody was asked although somebody could be, or gave no answer: the least that it can be worth.
+            (Said::Nothing, Some(_)) => file.judge.range(&draft).0,
+            _ => file.judge.judge(&draft).get(),
+        };
         let why = strongest(file, &draft);
+        let heard = said.in_words();
         if score >= threshold {
-            let detail = format!("the draft is judged {score:.3}, which reaches {threshold:.3}{why}");
+            let detail = format!("the draft is judged {score:.3}, which reaches {threshold:.3}{heard}{why}");
             return Ok(Reason::new(ReasonCode::DraftAccepted, detail));
         }
-        Err(format!("judged {score:.3}, below {threshold:.3}{why}"))
+        Err(format!("judged {score:.3}, below {threshold:.3}{heard}{why}"))
+    }
+
+    /// The text so far.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// What may be shown now.
@@ -78,7 +100,7 @@ impl Kept {
         (self.text, self.logprobs)
     }
 
-    fn draft<'kept>(&'kept self, admitted: &'kept Admitted, cut: bool) -> Draft<'kept> {
+    fn draft<'kept>(&'kept self, admitted: &'kept Admitted, cut: bool, agrees: Option<f64>) -> Draft<'kept> {
         Draft {
             prompt: &self.prompt,
             text: &self.text,
@@ -87,9 +109,13 @@ impl Kept {
             prompt_score: self.prompt_score,
             // The engine keeps a form by itself: a finished draft has it.
             valid: admitted.request.limits.format.is_some().then_some(!cut),
-            agrees: None,
+            agrees,
         }
     }
+}
+
+fn is_cut(finish: FinishReason) -> bool {
+    matches!(finish, FinishReason::Length | FinishReason::Context)
 }
 
 /// The two features that moved the judgement most.

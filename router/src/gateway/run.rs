@@ -52,6 +52,8 @@ pub struct Run {
     /// Pieces of text that the attempt under way has given.
     pub(super) chunks: u64,
     pub(super) answer: String,
+    /// While somebody else is asked about a draft: what they say. Nothing of it is shown.
+    pub(super) aside: Option<String>,
     /// The request whose answer this one shares.
     pub(super) cached_from: Option<RequestId>,
     /// A baseline that is known otherwise.
@@ -78,6 +80,7 @@ impl Run {
             first_byte: None,
             chunks: 0,
             answer: String::new(),
+            aside: None,
             cached_from: None,
             baseline: None,
             recording,

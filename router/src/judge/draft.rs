@@ -41,14 +41,15 @@ pub struct Draft<'draft> {
     pub cut: bool,
     /// The score of the prompt alone, a probability.
     pub prompt_score: Option<f64>,
-    /// Whether it has the form that was asked for; `None` where none was.
+    /// Whether it has the form that was asked for; `None` where none was. Where the prompt asks for JSON in words, its text
+    /// is looked at.
     pub valid: Option<bool>,
-    /// Whether a second sample, or another small model, gave the same answer; `None` where nobody asked.
-    pub agrees: Option<bool>,
+    /// Share of the others that gave the same answer — a second sample, or another small model; `None` where nobody asked.
+    pub agrees: Option<f64>,
 }
 
 /// How many features there are.
-pub(super) const COUNT: usize = 15;
+pub(super) const COUNT: usize = 16;
 
 /// Names of the features, in order.
 pub const FEATURES: [&str; COUNT] = [
@@ -67,7 +68,14 @@ pub const FEATURES: [&str; COUNT] = [
     "prompt_logit",
     "valid",
     "agrees",
+    "length_off",
 ];
+
+/// Where the length stands among the features, and how far it is from what is expected: in standard deviations of the drafts
+/// that the judge learnt from, so that only a fitted judge can tell.
+pub(super) const LENGTH: usize = 8;
+/// See [`LENGTH`].
+pub(super) const LENGTH_OFF: usize = 15;
 
 /// A margin beyond which surer is no better.
 const SURE: f64 = 10.0;
@@ -95,8 +103,9 @@ pub fn features(draft: &Draft<'_>) -> [f64; COUNT] {
         f64::from(u8::from(draft.cut)),
         copied,
         draft.prompt_score.map_or(f64::NAN, logit),
-        known(draft.valid),
-        known(draft.agrees),
+        known(draft.valid.or_else(|| json_in_words(draft))),
+        draft.agrees.unwrap_or(f64::NAN),
+        f64::NAN,
     ]
 }
 
@@ -104,10 +113,16 @@ pub fn features(draft: &Draft<'_>) -> [f64; COUNT] {
 pub fn prefix_features(draft: &Draft<'_>) -> [f64; COUNT] {
     let tokens = draft.tokens.get(..super::FIRST_LOOK).unwrap_or(draft.tokens);
     let mut values = features(&Draft { tokens, cut: false, valid: None, agrees: None, ..*draft });
-    for at in [8, 9, 10, 11] {
+    for at in [LENGTH, 9, 10, 11, 13] {
         values[at] = f64::NAN;
     }
     values
+}
+
+/// Whether the draft is JSON, where the prompt speaks of it.
+fn json_in_words(draft: &Draft<'_>) -> Option<bool> {
+    let asked = draft.prompt.contains("JSON") || draft.prompt.contains("json");
+    asked.then(|| serde_json::from_str::<serde::de::IgnoredAny>(draft.text.trim()).is_ok())
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {

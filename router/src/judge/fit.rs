@@ -1,7 +1,7 @@
 //! Fitting a judge on recorded drafts.
 
 use super::Judge;
-use super::draft::COUNT;
+use super::draft::{COUNT, LENGTH_OFF};
 use crate::evidence::calibration::{Calibration, CalibrationError, Scored, auc};
 
 /// A draft that was graded.
@@ -91,7 +91,9 @@ fn regress(small: &str, rows: &[&Judged]) -> Judge {
         version: String::new(),
     };
     for at in 0..COUNT {
-        let known: Vec<f64> = rows.iter().map(|row| row.features[at]).filter(|value| value.is_finite()).collect();
+        // The length comes before how far it is off, which needs its mean.
+        let value = |row: &&Judged| if at == LENGTH_OFF { judge.length_off(&row.features) } else { row.features[at] };
+        let known: Vec<f64> = rows.iter().map(value).filter(|value| value.is_finite()).collect();
         let count = known.len().max(1) as f64;
         let mean = known.iter().sum::<f64>() / count;
         let variance = known.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
@@ -101,7 +103,7 @@ fn regress(small: &str, rows: &[&Judged]) -> Judge {
     }
     let inputs: Vec<[f64; COUNT + 1]> = rows
         .iter()
-        .map(|row| std::array::from_fn(|at| if at < COUNT { judge.standard(at, row.features[at]) } else { 1.0 }))
+        .map(|row| std::array::from_fn(|at| if at < COUNT { judge.standard(at, &row.features) } else { 1.0 }))
         .collect();
     let mut weights = [0.0; COUNT + 1];
     for _ in 0..30 {

@@ -1,6 +1,7 @@
 //! Recorded drafts: rows of outcomes, each with what the small model wrote and how sure it was.
 
 use super::draft::{Draft, TokenFacts};
+use crate::evidence::grading::agree;
 use crate::evidence::outcome::{Outcome, OutcomeError, Outcomes};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -18,8 +19,10 @@ pub struct RecordedDraft {
     pub cut: bool,
     /// Whether the model declined: no judge is asked then.
     pub declined: bool,
-    /// Whether another draft agreed, where one was made.
-    pub agrees: Option<bool>,
+    /// Share of other answers that agreed, where others were asked.
+    pub agrees: Option<f64>,
+    /// Who was asked: `sample`, or another small model; empty where nobody was or it is not told.
+    pub second: String,
 }
 
 /// Why drafts can't be read.
@@ -63,6 +66,16 @@ struct RawDraft {
     declined: bool,
     #[serde(default)]
     agrees: Option<bool>,
+    #[serde(default)]
+    second: Option<RawSecond>,
+}
+
+/// What another said to the same prompt.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSecond {
+    by: String,
+    text: String,
 }
 
 impl RawDraft {
@@ -79,6 +92,9 @@ impl RawDraft {
                 "has a logprob that is above 0 or no number; record natural logarithms of probabilities".to_owned()
             );
         }
+        if self.agrees.is_some() && self.second.is_some() {
+            return Err("has both `agrees` and `second`; `second` alone says whether it agrees".to_owned());
+        }
         if !self.margins.iter().all(|margin| *margin >= 0.0) {
             return Err("has a margin below 0; record the distance of the likeliest token to the second".to_owned());
         }
@@ -91,8 +107,8 @@ impl RawDraft {
     }
 }
 
-/// Reads rows of outcomes with a `draft` each: `{text, logprobs, margins?, likeliest?, cut?, declined?, agrees?}`. Returns
-/// them with the hash of their outcomes.
+/// Reads rows of outcomes with a `draft` each: `{text, logprobs, margins?, likeliest?, cut?, declined?, second?: {by, text}}`, or
+/// `agrees?` in place of `second`. Returns them with the hash of their outcomes.
 ///
 /// # Errors
 /// A row without a sound draft, and what [`Outcomes::parse`] refuses.
@@ -119,8 +135,17 @@ pub fn parse(file: &str, text: &str) -> Result<(Vec<RecordedDraft>, String), Dra
     let outcomes = Outcomes::parse([(file, plain.as_str())])?;
     let with = |outcome: Outcome| {
         let (draft, tokens) = drafts.remove(&(outcome.id.clone(), outcome.small.clone()))?;
-        let RawDraft { text, cut, declined, agrees, .. } = draft;
-        Some(RecordedDraft { outcome, text, tokens, cut, declined, agrees })
+        let RawDraft { text, cut, declined, agrees, second, .. } = draft;
+        let agreed = second.as_ref().map(|second| agree(&text, &second.text)).or(agrees);
+        Some(RecordedDraft {
+            outcome,
+            text,
+            tokens,
+            cut,
+            declined,
+            agrees: agreed.map(|agreed| f64::from(u8::from(agreed))),
+            second: second.map(|second| second.by).unwrap_or_default(),
+        })
     };
     Ok((outcomes.rows.into_iter().filter_map(with).collect(), outcomes.hash))
 }
@@ -159,6 +184,14 @@ mod tests {
         assert_eq!((rows.len(), hash.len(), rows[0].tokens.len()), (2, 16, 2));
         assert!(rows[1].declined && rows[0].tokens[1].margin == Some(2.0) && rows[0].tokens[0].entropy.is_some());
         assert_eq!(rows[0].draft(Some(0.5)).prompt, "Say a");
+        assert_eq!((rows[0].agrees, rows[0].second.as_str()), (None, ""));
+        let of = |other: &str| {
+            let draft = format!(
+                "{{\"text\":\"It is 7.\",\"logprobs\":[-0.1],\"second\":{{\"by\":\"sample\",\"text\":{other:?}}}}}"
+            );
+            parse("f", &row("a", &draft)).unwrap().0.remove(0)
+        };
+        assert_eq!((of("7").agrees, of("8").agrees, of("7").second.as_str()), (Some(1.0), Some(0.0), "sample"));
     }
 
     #[test]
@@ -173,6 +206,10 @@ mod tests {
         check("{\"text\":\"x\",\"logprobs\":[-1],\"margins\":[1,2]}", "1 logprobs and 2 margins");
         check("{\"text\":\"x\",\"logprobs\":[-1],\"margins\":[-1]}", "margin below 0");
         check("{\"text\":\"x\"}", "logprobs");
+        check(
+            "{\"text\":\"x\",\"logprobs\":[-1],\"agrees\":true,\"second\":{\"by\":\"b\",\"text\":\"x\"}}",
+            "both `agrees`",
+        );
         let error = parse("f", "{\"id\":\"a\"}\n").unwrap_err().to_string();
         assert!(error.contains("is missing"), "{error}");
     }

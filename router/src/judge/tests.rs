@@ -64,6 +64,58 @@ fn sure_drafts_are_better_and_hopeless_ones_are_seen_early() {
 }
 
 #[test]
+fn another_is_asked_only_where_it_can_change_the_verdict() {
+    // Agreement says a lot: of drafts that are as sure as each other, those that another agrees with are good.
+    let mut rows = rows(600);
+    for (index, row) in rows.iter_mut().enumerate() {
+        let agrees = index % 3 != 0;
+        row.features[14] = f64::from(u8::from(agrees));
+        row.suffices = agrees != (index % 10 == 9);
+    }
+    let (judge, _) = fit("nano", &rows).unwrap();
+    let tokens = tokens(-0.5, 12);
+    let draft = draft(&tokens, "the city of Paris");
+    let (low, high) = judge.range(&draft);
+    assert!(low < 0.4 && high > 0.7, "{low} {high}");
+    assert_eq!(judge.verdict(&draft, low), Verdict::Shown(low));
+    assert_eq!(judge.verdict(&draft, high + 0.01), Verdict::TurnedDown(high));
+    assert_eq!(judge.verdict(&draft, 0.5), Verdict::Undecided);
+    for (agrees, expected) in [(0.0, low), (1.0, high)] {
+        assert_eq!(judge.judge(&Draft { agrees: Some(agrees), ..draft }).get(), expected);
+    }
+    // Who never heard of another need not ask one.
+    let (deaf, _) = fit("nano", &self::rows(600)).unwrap();
+    let (low, high) = deaf.range(&draft);
+    assert_eq!(low, high);
+}
+
+#[test]
+fn lengths_that_are_not_expected_tell_both_ways() {
+    // Good drafts have about ten tokens: shorter and longer ones are bad.
+    let row = |index: usize| {
+        let tokens = tokens(-0.5, [2, 9, 10, 11, 60][index % 5]);
+        let draft = draft(&tokens, "the city of Paris");
+        let suffices = (9..=11).contains(&tokens.len());
+        Judged { features: features(&draft), prefix: None, suffices, cluster: index.to_string() }
+    };
+    let rows: Vec<Judged> = (0..500).map(row).collect();
+    let (judge, auc) = fit("nano", &rows).unwrap();
+    assert!(auc > 0.95, "{auc}");
+    let of = |count: usize| judge.judge(&draft(&tokens(-0.5, count), "the city of Paris")).get();
+    assert!(of(10) > 0.8 && of(2) < 0.3 && of(60) < 0.3, "{} {} {}", of(2), of(10), of(60));
+}
+
+#[test]
+fn json_that_is_asked_for_in_words_is_looked_at() {
+    let of = |prompt, text, valid| features(&Draft { prompt, text, valid, ..draft(&[], "") })[13];
+    assert_eq!(of("Answer as JSON.", "{\"a\": 1}", None), 1.0);
+    assert_eq!(of("Answer as JSON.", "{\"a\": ", None), 0.0);
+    assert_eq!(of("Answer as JSON.", "{\"a\": ", Some(true)), 1.0);
+    assert!(of("Answer.", "{", None).is_nan());
+    assert!(prefix_features(&Draft { prompt: "JSON", ..draft(&[], "{") })[13].is_nan(), "a beginning is never whole");
+}
+
+#[test]
 fn a_file_gives_the_same_judge() {
     let (judge, _) = fit("nano", &rows(500)).unwrap();
     let file = JudgeFile { judge, certificate: certificate() };

@@ -47,11 +47,13 @@ impl LatencyCeilings {
         })
     }
 
-    /// Whether a draft that is kept back until it is judged, and may then have to be escalated, would be in time even so.
-    pub fn allow_draft(&self, small: &Candidate, large: &Candidate, stream: bool) -> bool {
+    /// Whether a draft that is kept back until it is judged — after another small model was asked, which takes as long as
+    /// `second` says — and may then have to be escalated, would be in time even so.
+    pub fn allow_draft(&self, small: &Candidate, second: Option<Predicted>, large: &Candidate, stream: bool) -> bool {
         let (Some(draft), Some(after)) = (small.predicted, large.predicted) else { return true };
-        let both = Predicted { first_byte: draft.total + after.first_byte, total: draft.total + after.total };
-        self.missed(both, stream).is_none()
+        let before = draft.total + second.map_or(Duration::ZERO, |second| second.total);
+        let all = Predicted { first_byte: before + after.first_byte, total: before + after.total };
+        self.missed(all, stream).is_none()
     }
 }
 

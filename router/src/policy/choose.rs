@@ -2,8 +2,8 @@
 //! then scores and costs.
 
 use super::live::Standing;
-use super::{CertificateState, Facts, Objective, Policy, StreamWins};
-use crate::domain::{Candidate, Constraints, ModelId, Placement, Reason, ReasonCode, Route, Score};
+use super::{CertificateState, Facts, Objective, Policy, Second, StreamWins};
+use crate::domain::{Candidate, Constraints, ModelId, Placement, Predicted, Reason, ReasonCode, Route, Score};
 
 /// What was chosen, before it becomes a decision.
 #[derive(Debug)]
@@ -141,7 +141,16 @@ impl Policy {
             self.judged_at().filter(|_| !(facts.stream && self.stream_wins == StreamWins::FirstByte))?;
         let threshold = facts.standing.applied(Some(threshold))?;
         let drafting = open.small.iter().find(|candidate| candidate.model.as_str() == file.judge.small)?;
-        self.latency.allow_draft(drafting, large, facts.stream).then_some((*drafting, threshold))
+        let second = self.predicted_second(drafting, facts);
+        self.latency.allow_draft(drafting, second, large, facts.stream).then_some((*drafting, threshold))
+    }
+
+    /// How long asking another about a draft is predicted to take, at most; `None` where nobody is asked or nothing is known.
+    fn predicted_second(&self, drafting: &Candidate, facts: &Facts) -> Option<Predicted> {
+        match self.second.as_ref()? {
+            Second::Sample => drafting.predicted,
+            Second::Model(model) => facts.candidates.iter().find(|candidate| candidate.model == *model)?.predicted,
+        }
     }
 
     /// Whether the threshold speaks for this small model: a certificate holds for the one it was solved for.
@@ -222,6 +231,8 @@ impl Policy {
                 format!("the certificate speaks for {} only, which can't serve this request", certificate.small)
             }
             CertificateState::Spending(_) => "the evidence allows no threshold yet: record more requests".to_owned(),
+            // What does not match says itself that it is a certificate.
+            CertificateState::Mismatched(why) => why.clone(),
             other => format!("certificate {}", other.describe()),
         };
         Reason::new(ReasonCode::NoCertificate, detail)

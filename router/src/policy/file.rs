@@ -1,13 +1,14 @@
 //! From the text of a policy file to a checked policy, with every problem reported.
 
 mod contradictions;
+mod escalation;
 mod live;
 mod objective;
 mod rules;
 mod selftests;
 
 use super::selftest;
-use super::{CertificateState, ExactCacheSettings, Experiment, JudgeState, OnExhausted, Policy, StreamWins};
+use super::{CertificateState, ExactCacheSettings, Experiment, JudgeState, OnExhausted, Policy};
 use crate::budget::BudgetLimits;
 use crate::catalog::Catalog;
 use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency, Route};
@@ -52,7 +53,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
     let residency = read_regions(root, "regions", &regions, problems);
     let sticky = read_sticky(root, problems);
     let experiment = read_experiment(root, name.as_ref().map_or("", |(name, _)| name), problems);
-    let (escalate, draft_above, stream_wins) = read_escalate(root, problems);
+    let escalation = escalation::read(root, &small, catalog, problems);
     let remote_down = match root.section("fallback", problems) {
         Some(mut section) => {
             let word = section.word("remote_down", &["local", "error"], problems);
@@ -89,9 +90,10 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         residency,
         sticky,
         experiment,
-        escalate,
-        draft_above,
-        stream_wins,
+        escalate: escalation.enabled,
+        draft_above: escalation.draft_above,
+        stream_wins: escalation.stream_wins,
+        second: escalation.second,
         local_when_remote_is_down: remote_down == Some("local"),
         exact_cache,
         budget,
@@ -108,20 +110,6 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
     };
     contradictions::find(&policy, root, problems);
     Some(policy)
-}
-
-fn read_escalate(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> (bool, f64, StreamWins) {
-    let Some(mut section) = root.section("escalate", problems) else {
-        return (true, 0.0, StreamWins::default());
-    };
-    let enabled = section.flag("enabled", problems).unwrap_or(true);
-    let draft_above = section.number_in("draft_above", 0.0..=1.0, problems).unwrap_or(0.0);
-    let stream_wins = match section.word("stream", &["safety", "first-byte"], problems) {
-        Some("first-byte") => StreamWins::FirstByte,
-        _ => StreamWins::Safety,
-    };
-    section.finish(problems);
-    (enabled, draft_above, stream_wins)
 }
 
 fn is_name(name: &str) -> bool {

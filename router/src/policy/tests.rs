@@ -68,6 +68,12 @@ fn every_problem_is_found_with_its_place() {
     check("\"min-cost\"", "\"max-quality\"", "objective.max_cost", "is missing");
     check("0.95\nconf", "1.95\nconf", "objective.quality_target", "not within");
     check("ttl = \"1h\"", "ttl = \"1x\"", "cache.exact.ttl", "30s");
+    let escalate = |second: &str, words: &str| {
+        check("[escalate]", &format!("[escalate]\nsecond = \"{second}\""), "escalate.second", words);
+    };
+    escalate("sluice-nano", "would agree with itself");
+    escalate("openai/gpt-4.1-mini", "is remote");
+    escalate("sampel", "did you mean `sample`?");
     check("exact = {", "semantic = { ttl = \"1m\" }\nexact = {", "cache.semantic", "not in this build");
     check("== \"restricted\"'", "= \"restricted\"'", "rules[0].when", "no CEL expression");
     check("labels.data_class ==", "label.data_class ==", "rules[0].when", "rules know only");

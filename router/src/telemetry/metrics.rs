@@ -90,6 +90,7 @@ struct Instruments {
     certified: Gauge<u64>,
     budget_used: Gauge<f64>,
     shadow_runs: Counter<u64>,
+    second_opinions: Counter<u64>,
     live_graded: Gauge<u64>,
     live_quality: Gauge<f64>,
     live_calibration: Gauge<f64>,
@@ -151,6 +152,7 @@ impl Metrics {
             certified: gauge(names::POLICY_CERTIFIED),
             budget_used: meter.f64_gauge(names::BUDGET_USED.name).with_description(names::BUDGET_USED.what).build(),
             shadow_runs: count(names::SHADOW_RUNS),
+            second_opinions: count(names::SECOND_OPINIONS),
             live_graded: gauge(names::LIVE_GRADED),
             live_quality: share(names::LIVE_QUALITY),
             live_calibration: share(names::LIVE_CALIBRATION),
@@ -262,6 +264,12 @@ impl Metrics {
             KeyValue::new("ended", ended),
         ];
         self.0.shadow_runs.add(1, &of);
+    }
+
+    /// Counts a second opinion on a draft: that it `agrees`, `differs`, or that `nothing` was said.
+    pub fn second_opinion(&self, policy: &str, said: &'static str) {
+        let of = [KeyValue::new("policy", policy.to_owned()), KeyValue::new("said", said)];
+        self.0.second_opinions.add(1, &of);
     }
 
     /// Graded requests of a policy.
@@ -417,6 +425,7 @@ mod tests {
         metrics.learnt_outcomes("balanced", "fit", 60);
         metrics.learnt("balanced", 1, 0.2);
         metrics.shadow_run("balanced", Route::Remote, "graded");
+        metrics.second_opinion("balanced", "differs");
         metrics.shadow_spent("acme", "balanced", Cost { amount: NanoUsd::new(40), basis: CostBasis::Reported });
     }
 

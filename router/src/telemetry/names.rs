@@ -111,6 +111,13 @@ pub const SHADOW_RUNS: Metric = Metric {
     what: "Shadow runs by policy, side that was asked, and what became of them",
 };
 
+/// Second opinions on drafts, by policy and what was said.
+pub const SECOND_OPINIONS: Metric = Metric {
+    name: "sluice.draft.second_opinions",
+    unit: "",
+    what: "Second opinions on drafts, by policy and what was said",
+};
+
 /// Requests that shadow runs graded since a policy's certificate is in force.
 pub const LIVE_GRADED: Metric = Metric {
     name: "sluice.live.graded",
@@ -163,7 +170,7 @@ pub const LEARN_LOCAL: Metric = Metric {
 
 /// All of them: a test sees that each one is exposed.
 #[cfg(test)]
-pub const ALL: [&Metric; 34] = [
+pub const ALL: [&Metric; 35] = [
     &CLIENT_DURATION,
     &CLIENT_TOKENS,
     &CLIENT_FIRST_CHUNK,
@@ -190,6 +197,7 @@ pub const ALL: [&Metric; 34] = [
     &RULE_ERRORS,
     &BUDGET_USED,
     &SHADOW_RUNS,
+    &SECOND_OPINIONS,
     &LIVE_GRADED,
     &LIVE_QUALITY,
     &LIVE_CALIBRATION,

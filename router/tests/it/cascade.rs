@@ -129,6 +129,16 @@ async fn without_a_threshold_or_for_a_stream_that_wants_its_first_byte_nothing_i
     house.close().await;
 
     let folder = policies(Some(0.0));
+    // Whoever changes a policy hears that its judge is out of force.
+    std::fs::write(folder.path().join("judged.toml"), POLICY.replace("Every", "Each")).unwrap();
+    let mut house = self::house(folder.path()).await;
+    let subject = Some(v1::explain_request::Subject::Ask(sluice_proto::client::ask(SURE)));
+    let told = house.client.gateway.explain(v1::ExplainRequest { subject }).await.unwrap().into_inner();
+    assert!(told.certificate.contains("its judge is not used: "), "{}", told.certificate);
+    assert_eq!(told.decision.unwrap().route(), v1::Route::Remote);
+    house.close().await;
+
+    let folder = policies(Some(0.0));
     let mut house = self::house(folder.path()).await;
     let request = v1::StreamCompleteRequest { ask: Some(sluice_proto::client::ask(SURE)) };
     let mut events = house.client.gateway.stream_complete(request).await.unwrap().into_inner();

@@ -16,6 +16,7 @@ mod otlp;
 mod path;
 mod port;
 mod replay;
+mod second;
 mod shadow;
 mod start;
 mod support;

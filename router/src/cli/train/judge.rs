@@ -1,14 +1,18 @@
 //! `sluice train judge`: fits a judge of finished drafts, and solves the thresholds that drafts must reach under policies.
 //!
 //! Prompts are dealt to the same parts as for the scorer, by cluster: the judge learns on what calibrated the scorer and is
-//! certified on what neither has seen.
+//! certified on what neither has seen. Policies that ask somebody else about drafts get a judge that learnt from such opinions:
+//! in the certificate each draft has its opinion, and in the gateway only those drafts are asked about whose verdict hangs on it.
 
 use super::{read, today};
 use crate::catalog::Catalog;
+use crate::domain::ModelId;
 use crate::evidence::bound::{Evidence, Promise};
 use crate::evidence::calibration::{ECE_BINS, Scored, auc, reliability};
-use crate::judge::{FIRST_LOOK, Judge, JudgeFile, Judged, RecordedDraft, features, fit, parse_drafts, prefix_features};
-use crate::policy::{Objective, Policy};
+use crate::judge::{
+    FIRST_LOOK, Judge, JudgeFile, Judged, RecordedDraft, Verdict, features, fit, parse_drafts, prefix_features,
+};
+use crate::policy::{Objective, Policy, SAMPLE, Second};
 use crate::score::PairScorer;
 use crate::score::solve::{SolveFor, certify_version};
 use crate::score::train::{Purpose, representatives};
@@ -49,28 +53,99 @@ pub fn run(arguments: &JudgeArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     let (rows, hash) = parse_drafts(&name, &read(&arguments.drafts)?)?;
     let rows: Vec<RecordedDraft> = rows.into_iter().filter(|row| row.outcome.small == arguments.small).collect();
     anyhow::ensure!(!rows.is_empty(), "{name}: no draft of {}; name the model with --small", arguments.small);
-    let part = |purpose: Purpose| -> Vec<&RecordedDraft> {
+    let policies: Vec<(&Path, Policy)> = arguments
+        .solve
+        .iter()
+        .map(|file| Ok((file.as_path(), policy_of(file, arguments)?)))
+        .collect::<anyhow::Result<_>>()?;
+    // A policy that asks nobody else needs a judge that never heard of anybody else, and the other way round.
+    let mut kinds: Vec<Option<Second>> = policies.iter().map(|(_, policy)| policy.second.clone()).collect();
+    if kinds.is_empty() {
+        kinds.extend([None, asked(&rows)]);
+    }
+    let mut done: Vec<Option<Second>> = Vec::new();
+    for second in kinds {
+        if done.contains(&second) {
+            continue;
+        }
+        let rows = heard(rows.clone(), second.as_ref(), &name)?;
+        let fitted = fitted(&arguments.small, &rows, second.as_ref(), &scorer, out)?;
+        for (file, policy) in policies.iter().filter(|(_, policy)| policy.second == second) {
+            solve(file, policy, arguments, &fitted, &hash, out)?;
+        }
+        done.push(second);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Who was asked about the drafts besides the model that wrote them.
+fn asked(rows: &[RecordedDraft]) -> Option<Second> {
+    let by = rows.iter().find(|row| row.agrees.is_some()).map(|row| row.second.as_str())?;
+    Some(if by == SAMPLE || by.is_empty() { Second::Sample } else { Second::Model(ModelId::new(by)) })
+}
+
+/// The drafts as a policy sees them that asks `second`: others' opinions are left out, and a missing one is no evidence.
+///
+/// # Errors
+/// Nobody, or somebody else, was asked about the drafts.
+fn heard(mut rows: Vec<RecordedDraft>, second: Option<&Second>, file: &str) -> anyhow::Result<Vec<RecordedDraft>> {
+    let Some(second) = second else {
+        rows.iter_mut().for_each(|row| row.agrees = None);
+        return Ok(rows);
+    };
+    let is_by = |row: &RecordedDraft| row.second.is_empty() || row.second == second.as_str();
+    let missing = rows.iter().filter(|row| !row.declined && (row.agrees.is_none() || !is_by(row))).count();
+    anyhow::ensure!(
+        missing == 0,
+        "{file}: {missing} drafts have no second opinion of `{0}`, which `escalate.second` asks; record them with `sluice eval model --drafts FILE --second {0}`",
+        second.as_str()
+    );
+    Ok(rows)
+}
+
+/// A judge with what it is certified on.
+struct Fitted<'a> {
+    judge: Judge,
+    scorer: &'a PairScorer,
+    certify: Vec<&'a RecordedDraft>,
+}
+
+/// Fits a judge of drafts about which `second` was asked, and tells how good it is.
+fn fitted<'a>(
+    small: &str,
+    rows: &'a [RecordedDraft],
+    second: Option<&Second>,
+    scorer: &'a PairScorer,
+    out: &mut dyn Write,
+) -> anyhow::Result<Fitted<'a>> {
+    let part = |purpose: Purpose| -> Vec<&'a RecordedDraft> {
         rows.iter().filter(|row| Purpose::of(&row.outcome.cluster) == purpose).collect()
     };
     let learnt: Vec<Judged> = part(Purpose::Calibrate)
         .into_iter()
         .filter(|row| !row.declined)
-        .map(|row| judged(row, &scorer))
+        .map(|row| judged(row, scorer))
         .collect::<anyhow::Result<_>>()?;
-    let (judge, held_out) = fit(&arguments.small, &learnt)?;
-    let certify = part(Purpose::Certify);
+    let (judge, held_out) = fit(small, &learnt)?;
+    let with = second.map_or_else(String::new, |second| format!(" and second opinions of {}", second.as_str()));
     writeln!(
         out,
-        "judge {} of {}: fitted on {} drafts, AUC {held_out:.3} on held-out folds of them",
+        "judge {} of {small}: fitted on {} drafts{with}, AUC {held_out:.3} on held-out folds of them",
         judge.version(),
-        arguments.small,
         learnt.len()
     )?;
-    compare(&judge, &scorer, &certify, out)?;
-    for policy in &arguments.solve {
-        solve(policy, arguments, &judge, &scorer, &certify, &hash, out)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let fitted = Fitted { judge, scorer, certify: part(Purpose::Certify) };
+    compare(&fitted, out)?;
+    Ok(fitted)
+}
+
+fn policy_of(file: &Path, arguments: &JudgeArguments) -> anyhow::Result<Policy> {
+    let catalog = arguments.catalog.clone().unwrap_or_else(|| file.with_file_name("models.toml"));
+    let listed = |problems: Vec<crate::toml_file::Problem>| {
+        anyhow::anyhow!(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    };
+    let catalog = Catalog::parse(&catalog.display().to_string(), &read(&catalog)?).map_err(listed)?;
+    Policy::parse(&file.display().to_string(), &read(file)?, &catalog).map_err(listed)
 }
 
 fn prompt_score(row: &RecordedDraft, scorer: &PairScorer) -> anyhow::Result<f64> {
@@ -95,8 +170,21 @@ fn verdict(judge: &Judge, scorer: &PairScorer, row: &RecordedDraft, draft_above:
     Ok(if out { 0.0 } else { judge.judge(&draft).get() })
 }
 
+/// Of how many drafts the verdict hangs on a second opinion: nobody is asked about the others.
+fn needed(fitted: &Fitted<'_>, threshold: f64) -> anyhow::Result<String> {
+    let (mut drafts, mut undecided) = (0_i32, 0_usize);
+    for row in fitted.certify.iter().filter(|row| !row.declined) {
+        let draft = row.draft(Some(prompt_score(row, fitted.scorer)?));
+        drafts += 1;
+        undecided += usize::from(fitted.judge.verdict(&draft, threshold) == Verdict::Undecided);
+    }
+    let share = 100.0 * undecided as f64 / f64::from(drafts.max(1));
+    Ok(format!("asked about {share:.1} % of drafts like the evidence; the others are decided without"))
+}
+
 /// The judge beside the prompt's score on drafts that neither has seen.
-fn compare(judge: &Judge, scorer: &PairScorer, rows: &[&RecordedDraft], out: &mut dyn Write) -> anyhow::Result<()> {
+fn compare(fitted: &Fitted<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
+    let Fitted { judge, scorer, certify: rows } = fitted;
     let (mut judged, mut prompted, mut stopped) = (Vec::new(), Vec::new(), 0);
     for row in rows.iter().filter(|row| !row.declined) {
         let suffices = row.outcome.small_suffices();
@@ -118,19 +206,13 @@ fn compare(judge: &Judge, scorer: &PairScorer, rows: &[&RecordedDraft], out: &mu
 
 fn solve(
     file: &Path,
+    policy: &Policy,
     arguments: &JudgeArguments,
-    judge: &Judge,
-    scorer: &PairScorer,
-    rows: &[&RecordedDraft],
+    fitted: &Fitted<'_>,
     hash: &str,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let catalog = arguments.catalog.clone().unwrap_or_else(|| file.with_file_name("models.toml"));
-    let listed = |problems: Vec<crate::toml_file::Problem>| {
-        anyhow::anyhow!(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-    };
-    let catalog = Catalog::parse(&catalog.display().to_string(), &read(&catalog)?).map_err(listed)?;
-    let policy = Policy::parse(&file.display().to_string(), &read(file)?, &catalog).map_err(listed)?;
+    let Fitted { judge, scorer, certify: rows } = fitted;
     let Objective::MinCost { quality_target: target, confidence } = policy.objective else {
         anyhow::bail!(
             "{}: only `min-cost` has a quality target to solve for; `sluice replay --solve` solves `max-quality`",
@@ -160,9 +242,13 @@ fn solve(
         ),
         None => "not enough evidence: every draft would be turned down, so none is made".to_owned(),
     };
+    let certificate_threshold = certificate.threshold;
     let to = file.with_extension("judge.toml");
     let text = JudgeFile { judge: judge.clone(), certificate }.to_toml()?;
     std::fs::write(&to, text).with_context(|| format!("cannot write {}", to.display()))?;
+    if let (Some(threshold), Some(second)) = (certificate_threshold, &policy.second) {
+        writeln!(out, "{}: {}", second.as_str(), needed(fitted, threshold)?)?;
+    }
     writeln!(
         out,
         "{}: {:.0} % of quality at {:.0} % confidence: {said}; in {}",
