@@ -10,7 +10,7 @@ pub mod suite;
 pub use answer::{Answer, AskError, AskOptions, Trace, ask};
 pub use metric::{Column, columns, wants_json};
 pub use probe::{Forecast, Probe, ProbeError};
-pub use suite::{Record, SuiteError};
+pub use suite::{Record, SuiteError, hash_share};
 
 use std::path::{Path, PathBuf};
 

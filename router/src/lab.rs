@@ -2,6 +2,7 @@
 //! The measuring itself is the local worker's; nothing here knows of files or command lines.
 
 pub mod card;
+pub mod cascade;
 pub mod report;
 
 pub use card::{Card, Exam};

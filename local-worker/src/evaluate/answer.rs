@@ -1,4 +1,4 @@
-//! Greedy answers to all records of a suite through the engine that serves, many of them at once.
+//! Answers to all records of a suite through the engine that serves, many of them at once.
 
 use super::compare::{normal, same};
 use super::metric::HANDOFF;
@@ -61,7 +61,7 @@ impl Answer {
 }
 
 /// How to ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AskOptions {
     /// Tokens of an answer at most; what the context leaves if that is less.
     pub max_tokens: u32,
@@ -69,11 +69,13 @@ pub struct AskOptions {
     pub together: usize,
     /// Likeliest probabilities that are traced with each token.
     pub likeliest: Option<u32>,
+    /// Temperature; 0 is greedy. Above it each record is sampled from a seed of its own, the same one each time.
+    pub temperature: f32,
 }
 
 impl Default for AskOptions {
     fn default() -> Self {
-        Self { max_tokens: 128, together: 48, likeliest: None }
+        Self { max_tokens: 128, together: 48, likeliest: None, temperature: 0.0 }
     }
 }
 
@@ -87,7 +89,7 @@ pub struct AskError {
     pub reason: String,
 }
 
-/// Greedy answers to all records in their order, and the time they took. A prompt that does not fit the model's context is
+/// Answers to all records in their order, and the time they took. A prompt that does not fit the model's context is
 /// marked so and not asked. `tell` hears how many are answered.
 ///
 /// # Errors
@@ -105,7 +107,7 @@ pub fn ask(
     while answers.len() < records.len() {
         while next < records.len() && running.len() < options.together.max(1) {
             let record = &records[next];
-            running.push_back(match worker.submit(request(&record.prompt, options)) {
+            running.push_back(match worker.submit(request(record, options)) {
                 Ok(generation) => Some(generation),
                 Err(SubmitError::PromptTooLong { .. }) => None,
                 Err(error) => return Err(AskError { id: record.id.clone(), reason: error.to_string() }),
@@ -122,10 +124,13 @@ pub fn ask(
     Ok((answers, started.elapsed()))
 }
 
-fn request(prompt: &str, options: &AskOptions) -> GenerateRequest {
-    let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.to_owned() }];
-    let (max_tokens, logprobs) = (Some(options.max_tokens), options.likeliest);
-    GenerateRequest { max_tokens, logprobs, ..GenerateRequest::greedy(messages) }
+fn request(record: &Record, options: &AskOptions) -> GenerateRequest {
+    let messages = vec![ChatMessage { role: "user".to_owned(), content: record.prompt.clone() }];
+    let hash = blake3::hash(record.id.as_bytes());
+    let seed = hash.as_bytes().first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
+    let (max_tokens, logprobs, temperature) = (Some(options.max_tokens), options.likeliest, options.temperature);
+    let seed = seed.filter(|_| temperature > 0.0);
+    GenerateRequest { max_tokens, logprobs, temperature, seed, ..GenerateRequest::greedy(messages) }
 }
 
 fn finish(mut generation: Generation) -> Result<Answer, String> {

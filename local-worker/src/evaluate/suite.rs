@@ -110,6 +110,15 @@ pub fn sample(records: Vec<Record>, limit: usize) -> Vec<Record> {
     records.into_iter().zip(taken).filter_map(|(record, taken)| taken.then_some(record)).collect()
 }
 
+/// The share of a stable hash of the normalised prompt, in [0, 1): decides what is held out.
+pub fn hash_share(prompt: &str) -> f64 {
+    let normal: String = prompt.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let hash = blake3::hash(normal.as_bytes());
+    let mut first = [0_u8; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    (u64::from_le_bytes(first) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -28,7 +28,7 @@ fn answers_come_in_the_order_of_records_whatever_becomes_of_them() {
     let long = "x".repeat(80);
     let mut records: Vec<Record> = (0..40).map(|n| record("t", &format!("{n} a"), "Yes")).collect();
     records.extend([record("t", "d", "HANDOFF"), record("t", "l", "l"), record("t", &long, "x")]);
-    let options = AskOptions { max_tokens: 5, together: 7, likeliest: Some(2) };
+    let options = AskOptions { max_tokens: 5, together: 7, likeliest: Some(2), ..AskOptions::default() };
     let mut told = 0;
     let (answers, _) = ask(&worker, &records, &options, &mut |done| told = done).unwrap();
     assert_eq!((answers.len(), told), (43, 43));

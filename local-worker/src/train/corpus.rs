@@ -4,7 +4,7 @@ use super::TrainError;
 use super::recipe::Recipe;
 use super::run::Row;
 use super::vocabulary::Vocabulary;
-use crate::evaluate::suite::{self, Record, SuiteError};
+use crate::evaluate::suite::{self, Record, SuiteError, hash_share};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use std::collections::BTreeMap;
@@ -19,15 +19,6 @@ pub fn read(path: &Path, licences: &[String]) -> Result<Vec<Record>, SuiteError>
         true => Ok(()),
         false => Err(format!("licence `{}` is not among the allowed ones", record.licence)),
     })
-}
-
-/// The share of a stable hash of the normalised prompt, in [0, 1): decides what is held out.
-pub fn hash_share(prompt: &str) -> f64 {
-    let normal: String = prompt.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
-    let hash = blake3::hash(normal.as_bytes());
-    let mut first = [0_u8; 8];
-    first.copy_from_slice(&hash.as_bytes()[..8]);
-    (u64::from_le_bytes(first) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// Chooses what to train on: records of served tasks as they are, and as many of every other task as make up the recipe's

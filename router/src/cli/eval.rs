@@ -1,5 +1,7 @@
 //! `sluice eval model`: a local model's answers to a suite, graded task by task, and how well it foretells text.
 
+pub mod cascade;
+mod drafts;
 pub mod routing;
 pub mod source;
 
@@ -25,6 +27,8 @@ pub enum EvalVerb {
     Model(ModelArguments),
     /// Scorers on recorded outcomes that they were not fitted on, beside simple rules.
     Routing(routing::RoutingArguments),
+    /// How much better looking at drafts orders requests than looking at prompts, on recorded drafts or answers.
+    Cascade(cascade::CascadeArguments),
 }
 
 /// Arguments of `eval model`.
@@ -60,6 +64,9 @@ pub struct ModelArguments {
     /// Write each record with the answer it was given, as JSON lines.
     #[arg(long, value_name = "FILE.jsonl", requires = "suite")]
     pub answers: Option<PathBuf>,
+    /// Recorded drafts, and which records are asked.
+    #[command(flatten)]
+    pub drafts: drafts::DraftArguments,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -70,20 +77,33 @@ pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
         EvalVerb::Model(arguments) => model(arguments, out),
         EvalVerb::Routing(arguments) => routing::run(arguments, out),
+        EvalVerb::Cascade(arguments) => cascade::run(arguments, out),
     }
 }
 
 fn model(arguments: &ModelArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     // Everything that can be wrong with the input is found before the model is asked.
     let records = suite(&arguments.suite, arguments.limit)?;
+    let records = records.map(|records| arguments.drafts.choose(records)).transpose()?;
     let text = arguments.perplexity.as_deref().map(read).transpose()?;
     let source = source::find(&arguments.model, arguments.catalog.as_deref())?;
     let config = config(arguments.threads);
+    let second = arguments.drafts.second(arguments)?;
     let report = match &records {
         Some(records) => {
-            let (answers, time) = answers(&source, &config, records, arguments.max_tokens)?;
+            let (answers, time) = answers(&source, &config, records, arguments.max_tokens, 0.0)?;
             if let Some(file) = &arguments.answers {
                 write_answers(file, records, &answers).with_context(|| format!("cannot write {}", file.display()))?;
+            }
+            if let Some(file) = &arguments.drafts.drafts {
+                let asked = match &second {
+                    Some((source, temperature)) => {
+                        Some(self::answers(source, &config, records, arguments.max_tokens, *temperature)?.0)
+                    }
+                    None => None,
+                };
+                let written = arguments.drafts.write(file, &arguments.model, records, &answers, asked.as_deref());
+                written.with_context(|| format!("cannot write {}", file.display()))?;
             }
             Some(Report::of(records, &answers, time))
         }
@@ -127,15 +147,16 @@ pub fn config(threads: usize) -> WorkerConfig {
     WorkerConfig { queue_capacity: 64, max_sequences: 16, threads, ..WorkerConfig::default() }
 }
 
-/// Greedy answers to all records, with their progress on a terminal.
+/// Answers to all records, with their progress on a terminal.
 pub fn answers(
     source: &ModelSource,
     config: &WorkerConfig,
     records: &[Record],
     max_tokens: u32,
+    temperature: f32,
 ) -> anyhow::Result<(Vec<Answer>, Duration)> {
     let worker = Worker::start("measured", source.clone(), config.clone())?;
-    let options = AskOptions { max_tokens, likeliest: Some(5), ..AskOptions::default() };
+    let options = AskOptions { max_tokens, likeliest: Some(5), temperature, ..AskOptions::default() };
     let (visible, all) = (std::io::stderr().is_terminal(), records.len());
     // A terminal that went away is no reason to stop.
     let mut tell = |done: usize| {

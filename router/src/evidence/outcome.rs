@@ -80,6 +80,8 @@ pub struct Recorded {
     pub label: String,
     /// When it was recorded, in milliseconds since 1970.
     pub at_ms: Option<i64>,
+    /// Tokens of the small model's answer.
+    pub small_tokens: Option<u32>,
 }
 
 impl Outcome {
@@ -223,6 +225,8 @@ struct RawOutcome {
     label: Option<String>,
     #[serde(default)]
     at_ms: Option<i64>,
+    #[serde(default)]
+    weak_output_tokens: Option<f64>,
 }
 
 #[derive(Default)]
@@ -364,6 +368,7 @@ fn read_row(row: &str) -> Result<Outcome, (&'static str, String)> {
             tenant: raw.tenant.unwrap_or_default(),
             label: raw.label.unwrap_or_default(),
             at_ms: raw.at_ms,
+            small_tokens: raw.weak_output_tokens.filter(|tokens| *tokens >= 0.0).map(|tokens| tokens as u32),
         },
     })
 }

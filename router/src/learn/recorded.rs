@@ -122,6 +122,7 @@ fn row(outcome: &GradedOutcome, story: Option<&Story>) -> Outcome {
             tenant: outcome.tenant.to_string(),
             label: String::new(),
             at_ms: Some(outcome.at.as_millisecond()),
+            small_tokens: None,
         },
         id,
         prompt,

@@ -42,6 +42,7 @@ impl Bench {
             window: 64,
             threads: 1,
             answers: None,
+            drafts: drafts::DraftArguments::default(),
             json: true,
         }
     }
@@ -162,4 +163,67 @@ fn the_bundled_model_is_found_by_its_name() {
     let other = catalog.models().find(|model| matches!(model.place, crate::catalog::Place::Remote { .. })).unwrap();
     let told = source::find(other.id.as_str(), Some(&remote)).unwrap_err().to_string();
     assert!(told.contains("only models of this process"), "{told}");
+}
+
+#[test]
+fn drafts_are_recorded_with_a_second_opinion_and_can_be_read() {
+    let bench = Bench::new();
+    let other = Script { chains: &[&["a", "no", END], &["d", "yes", END], &["j", "{}", END]], ..CHAINS };
+    std::fs::write(bench.file("other.gguf"), other.gguf()).unwrap();
+    let suite = bench.write("suite.jsonl", &lines());
+    let with = |second: &str, tasks: &[&str]| {
+        let file = bench.file("drafts.jsonl");
+        let drafts = drafts::DraftArguments {
+            drafts: Some(file.clone()),
+            second: Some(second.to_owned()),
+            tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
+            ..drafts::DraftArguments::default()
+        };
+        said(&ModelArguments { drafts, ..bench.arguments(std::slice::from_ref(&suite)) }).unwrap();
+        crate::judge::parse_drafts("drafts.jsonl", &read(&file).unwrap()).unwrap().0
+    };
+    let rows = with(&bench.file("other.gguf").display().to_string(), &[]);
+    let told: Vec<_> =
+        rows.iter().map(|row| (row.text.as_str(), row.outcome.small_quality, row.agrees, row.declined)).collect();
+    assert_eq!(
+        told,
+        [
+            ("yes", 1.0, Some(0.0), false),
+            ("yes", 0.0, Some(0.0), false),
+            ("", 0.0, Some(0.0), true),
+            ("{\"city\":\"Rome\"}", 1.0, Some(0.0), false),
+            ("", 0.0, Some(0.0), false),
+        ]
+    );
+    assert!(
+        rows.iter()
+            .all(|row| row.outcome.small == "model" && row.second == "other" && row.outcome.large_quality == 1.0)
+    );
+    assert!(rows[0].tokens.iter().all(|token| token.margin.is_some() && token.entropy.is_some()));
+    let rows = with("sample", &["same_intent"]);
+    assert_eq!(
+        rows.iter().map(|row| (row.agrees, row.second.as_str())).collect::<Vec<_>>(),
+        [(Some(1.0), "sample"); 2]
+    );
+}
+
+#[test]
+fn records_are_chosen_by_task_and_by_what_a_recipe_held_out() {
+    let bench = Bench::new();
+    let suite = bench.write("suite.jsonl", &lines());
+    let refused = |drafts: drafts::DraftArguments| {
+        refusal(&ModelArguments { drafts, ..bench.arguments(std::slice::from_ref(&suite)) })
+    };
+    let unknown = refused(drafts::DraftArguments { tasks: vec!["spam".to_owned()], ..Default::default() });
+    assert!(unknown.contains("no task `spam`; it has handoff, same_intent, slots_json, topic"), "{unknown}");
+    let held_out = |share: f64| {
+        let recipe = format!("{{\"holdout_share\": {share}, \"served_tasks\": [\"topic\"], \"seed\": 1}}");
+        Some(bench.write("recipe.json", &recipe))
+    };
+    let none = refused(drafts::DraftArguments { held_out: held_out(0.0), ..Default::default() });
+    assert!(none.contains("recipe.json held none of the records out"), "{none}");
+    let drafts = drafts::DraftArguments { held_out: held_out(1.0), ..Default::default() };
+    let told: Value =
+        serde_json::from_str(&said(&ModelArguments { drafts, ..bench.arguments(&[suite.clone()]) }).unwrap()).unwrap();
+    assert_eq!((told["tasks"].as_array().unwrap().len(), &told["tasks"][0]["task"]), (1, &json!("topic")));
 }
