@@ -1,6 +1,6 @@
 //! The command line: one file per verb. Verbs print to the writer they are given; errors go to `main`.
 //!
-//! Client verbs (`ask`, `explain`, `usage`) speak gRPC to a running gateway through the same small client that Rust
+//! Client verbs (`ask`, `explain`, `feedback`, `usage`) speak gRPC to a running gateway through the same small client that Rust
 //! users have; the others run in this process.
 
 pub mod ask;
@@ -8,6 +8,7 @@ pub mod connection;
 pub mod demo;
 pub mod eval;
 pub mod explain;
+pub mod feedback;
 pub mod models;
 pub mod policy;
 pub mod quantize;
@@ -49,6 +50,8 @@ pub enum Verb {
     Ask(ask::AskArguments),
     /// Tell how a request would be, or an entry was, decided.
     Explain(explain::ExplainArguments),
+    /// Tell how good a served answer was.
+    Feedback(feedback::FeedbackArguments),
     /// Sum up usage and cost, or list entries.
     Usage(usage::UsageArguments),
     /// Work with policy files.
@@ -61,7 +64,7 @@ pub enum Verb {
     /// Fit a scorer from recorded outcomes and solve thresholds.
     #[command(subcommand)]
     Train(train::TrainVerb),
-    /// Measure a local model.
+    /// Measure a local model, scorers of prompts, or what looking at drafts is worth.
     #[command(subcommand)]
     Eval(eval::EvalVerb),
     /// Write a local model's weights in fewer bits, with a report card.
@@ -78,6 +81,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Simulate(arguments) => simulate::run(&arguments, out),
         Verb::Ask(arguments) => ask::run(arguments, out),
         Verb::Explain(arguments) => explain::run(arguments, out),
+        Verb::Feedback(arguments) => feedback::run(arguments, out),
         Verb::Usage(arguments) => usage::run(&arguments, out),
         Verb::Policy(verb) => policy::run(&verb, out),
         Verb::Models(arguments) => models::run(&arguments, out),

@@ -404,7 +404,7 @@ fn notes(log: &Log, policies: &[PolicyFigures]) -> Vec<String> {
             if found.effective < 30.0 {
                 let effective = found.effective;
                 notes.push(format!(
-                    "{name}: only {effective:.1} effective rows speak of it; read the interval, not the number"
+                    "{name}: quality rests on only {effective:.1} effective graded rows; read the interval, not the number"
                 ));
             }
         }
