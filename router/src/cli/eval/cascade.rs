@@ -96,8 +96,10 @@ fn read_answers(file: &Path) -> anyhow::Result<HashMap<String, String>> {
         true => flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut text).with_context(cannot)?,
         false => bytes.as_slice().read_to_end(&mut text)?,
     };
-    let wrong = || format!("{}: should be one JSON object of row ids and answers, all texts", file.display());
-    serde_json::from_slice(&text).with_context(wrong)
+    let wrong = || format!("{}: should be one JSON object of row ids and answers, texts or null", file.display());
+    let answers: HashMap<String, Option<String>> = serde_json::from_slice(&text).with_context(wrong)?;
+    // Who gave no answer agrees with nobody.
+    Ok(answers.into_iter().map(|(id, answer)| (id, answer.unwrap_or_default())).collect())
 }
 
 fn of_drafts(files: &[PathBuf]) -> anyhow::Result<Input> {

@@ -191,7 +191,7 @@ fn drafts_are_recorded_with_a_second_opinion_and_can_be_read() {
             ("yes", 1.0, Some(0.0), false),
             ("yes", 0.0, Some(0.0), false),
             ("", 0.0, Some(0.0), true),
-            ("{\"city\":\"Rome\"}", 1.0, Some(0.0), false),
+            ("{\"city\":\"Rome\"}", 0.0, Some(0.0), false),
             ("", 0.0, Some(0.0), false),
         ]
     );
