@@ -83,8 +83,9 @@ pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
 
 fn model(arguments: &ModelArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     // Everything that can be wrong with the input is found before the model is asked.
-    let records = suite(&arguments.suite, arguments.limit)?;
+    let records = suite(&arguments.suite, None)?;
     let records = records.map(|records| arguments.drafts.choose(records)).transpose()?;
+    let records = records.map(|records| limited(records, arguments.limit));
     let text = arguments.perplexity.as_deref().map(read).transpose()?;
     let source = source::find(&arguments.model, arguments.catalog.as_deref())?;
     let config = config(arguments.threads);
@@ -137,9 +138,11 @@ pub fn suite(files: &[PathBuf], limit: Option<u64>) -> anyhow::Result<Option<Vec
     if files.is_empty() {
         return Ok(None);
     }
-    let records = read_suite(files)?;
-    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    Ok(Some(sample(records, limit)))
+    Ok(Some(limited(read_suite(files)?, limit)))
+}
+
+fn limited(records: Vec<Record>, limit: Option<u64>) -> Vec<Record> {
+    sample(records, limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)))
 }
 
 /// How models are run that are measured: with more sequences together than `serve` has by default, as nobody waits.
