@@ -315,9 +315,9 @@ unsafe fn weigh_columns<L: Lanes, T: Element, const Q: usize, const N: usize>(
                 }
             }
         }
-        for q in 0..Q {
-            for n in 0..N {
-                sums[q][n].store(out.as_mut_ptr().add(q * head + at + n * L::WIDTH));
+        for (q, sums) in sums.into_iter().enumerate() {
+            for (n, sum) in sums.into_iter().enumerate() {
+                sum.store(out.as_mut_ptr().add(q * head + at + n * L::WIDTH));
             }
         }
     }

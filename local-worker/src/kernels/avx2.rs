@@ -93,7 +93,7 @@ fn half_tile<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bo
         }
         // SAFETY: this function's own instructions are those that are needed.
         let dots = unsafe { dots::<M, BITS, PARTS>(lines, half, view.zero, &now) };
-        for part in 0..PARTS {
+        for (part, dots) in dots.iter().enumerate() {
             let scale = if UNITS {
                 in_units(&view.scales[block / SUPER], &view.small_scales[block * PARTS + part], half)
             } else {
@@ -101,7 +101,7 @@ fn half_tile<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bo
             };
             for m in 0..M {
                 let scale = _mm256_mul_ps(scale, _mm256_set1_ps(now[m].scale));
-                total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[part][m]), scale, total[m]);
+                total[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[m]), scale, total[m]);
             }
         }
         if MIN {
@@ -141,15 +141,15 @@ unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
             }
             return dots;
         }
-        for part in 0..PARTS {
-            for m in 0..M {
-                dots[part][m] = _mm256_set1_epi32(now[m].sum::<PARTS>(part).wrapping_mul(-zero));
+        for (part, dots) in dots.iter_mut().enumerate() {
+            for (dot, now) in dots.iter_mut().zip(now) {
+                *dot = _mm256_set1_epi32(now.sum::<PARTS>(part).wrapping_mul(-zero));
             }
         }
         let low = _mm256_set1_epi8(15);
         let above = [load(&lines[4.min(BITS - 1)], half), load(&lines[5.min(BITS - 1)], half)];
-        for group in 0..4 {
-            let both = load(&lines[group], half);
+        for (group, line) in lines.iter().enumerate().take(4) {
+            let both = load(line, half);
             let mut near = _mm256_and_si256(both, low);
             let mut far = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
             if BITS > 4 {

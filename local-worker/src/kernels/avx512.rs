@@ -121,9 +121,9 @@ unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
     // SAFETY: the caller has the instructions.
     unsafe {
         let mut dots = [[_mm512_setzero_si512(); M]; PARTS];
-        for part in 0..PARTS {
-            for m in 0..M {
-                dots[part][m] = _mm512_set1_epi32(now[m].sum::<PARTS>(part).wrapping_mul(-zero));
+        for (part, dots) in dots.iter_mut().enumerate() {
+            for (dot, now) in dots.iter_mut().zip(now) {
+                *dot = _mm512_set1_epi32(now.sum::<PARTS>(part).wrapping_mul(-zero));
             }
         }
         if BITS == 8 {
@@ -153,8 +153,8 @@ unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
             return dots;
         }
         let above = [load(&lines[4.min(BITS - 1)]), load(&lines[5.min(BITS - 1)])];
-        for group in 0..4 {
-            let both = load(&lines[group]);
+        for (group, line) in lines.iter().enumerate().take(4) {
+            let both = load(line);
             let mut near = _mm512_and_si512(both, low);
             let mut far = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
             if BITS > 4 {

@@ -98,9 +98,12 @@ pub(super) struct Owns {
     kept: Mutex<Kept>,
 }
 
+type Shared = Arc<RwLock<OwnMemory>>;
+
 #[derive(Debug, Default)]
 struct Kept {
-    memories: BTreeMap<(String, Pair), (u64, Arc<RwLock<OwnMemory>>)>,
+    /// By tenant and pair, each with the news at which it last learnt.
+    memories: BTreeMap<(String, Pair), (u64, Shared)>,
     /// Counts news, to find what was longest without.
     news: u64,
 }
@@ -140,7 +143,7 @@ impl Owns {
         Ok(Some(Own { score, near, sufficed, trust: 1.0 - alone }))
     }
 
-    fn find(&self, tenant: &str, pair: &Pair) -> Option<Arc<RwLock<OwnMemory>>> {
+    fn find(&self, tenant: &str, pair: &Pair) -> Option<Shared> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.memories.is_empty() {
             return None;
@@ -149,7 +152,7 @@ impl Owns {
     }
 
     /// The memory of a tenant and a pair, made where there is none.
-    fn memory(&self, tenant: &str, pair: &Pair) -> Arc<RwLock<OwnMemory>> {
+    fn memory(&self, tenant: &str, pair: &Pair) -> Shared {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.news += 1;
         let news = kept.news;
