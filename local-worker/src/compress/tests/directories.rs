@@ -85,7 +85,7 @@ fn write(folder: &Path) -> PathBuf {
 
 #[test]
 fn tensors_compute_what_the_directory_does() {
-    for case in ["llama", "smollm", "qwen2", "qwen3"] {
+    for case in ["llama", "smollm", "phi2", "phi3", "phi4mini", "gemma2", "gemma3", "qwen2", "qwen3"] {
         let folder = folder(case, &tokenizer(&smollm()));
         let bytes = std::fs::read(write(folder.path())).unwrap();
         let ours = logits(&Decoder::load(&Gguf::parse(case, &bytes).unwrap()).unwrap());
@@ -103,7 +103,7 @@ fn tokens_are_those_of_the_tokenizers_crate() {
         let folder = folder("smollm", &file);
         std::fs::write(
             folder.path().join("tokenizer_config.json"),
-            json!({ "bos_token": "<|begin|>", "eos_token": { "content": "<|end|>" }, "chat_template": "{{ messages[0].content }}" })
+            json!({ "bos_token": "<|begin|>", "eos_token": { "content": "<|end|>" }, "chat_template": "{{ bos_token }}{{ messages[0].content }}" })
                 .to_string(),
         )
         .unwrap();
@@ -116,7 +116,7 @@ fn tokens_are_those_of_the_tokenizers_crate() {
             assert_eq!(ours.encode(text).unwrap(), expected.get_ids(), "{text}");
         }
         assert_eq!((ours.begin(), ours.end(), ours.names()), (Some(0), Some(1), ("<|begin|>", "<|end|>")));
-        assert_eq!(gguf.text("tokenizer.chat_template"), Some("{{ messages[0].content }}"));
+        assert_eq!(gguf.text("tokenizer.chat_template"), Some("{{ bos_token }}{{ messages[0].content }}"));
         let answer = |path: PathBuf| {
             let worker = Worker::start("made", ModelSource::Path(path), WorkerConfig::default()).unwrap();
             assert!(worker.info().has_chat_template);
@@ -148,8 +148,10 @@ fn directories_that_cannot_be_turned_are_refused_by_file() {
         let told = refusal(&folder("smollm", &broken));
         assert!(told.contains("tokenizer.json") && told.contains(expected), "{told}");
     }
-    let gemma = folder("gemma3", &sound);
-    assert!(refusal(&gemma).contains("directories of the family gemma3"), "{}", refusal(&gemma));
+    for (case, expected) in [("qwen2window", "a sliding window"), ("gemma2scalar", "the scale of its scores")] {
+        let told = refusal(&folder(case, &sound));
+        assert!(told.contains("config.json") && told.contains(expected), "{told}");
+    }
     let without = folder("smollm", &sound);
     std::fs::remove_file(without.path().join("tokenizer.json")).unwrap();
     assert!(refusal(&without).contains("tokenizer.json"));
