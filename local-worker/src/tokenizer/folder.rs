@@ -110,7 +110,9 @@ fn table(read: &tokenizers::Tokenizer, vocabulary: usize) -> Result<Table, Strin
 }
 
 /// What each token contributes to text, and whether a text's first space is dropped.
-fn contributions(read: &tokenizers::Tokenizer, table: &Table) -> Result<(Vec<Box<[u8]>>, bool), String> {
+type Contributions = (Vec<Box<[u8]>>, bool);
+
+fn contributions(read: &tokenizers::Tokenizer, table: &Table) -> Result<Contributions, String> {
     let model = serde_json::to_value(read.get_decoder()).unwrap_or_default();
     let steps: Vec<&Value> = match model.get("decoders").and_then(Value::as_array) {
         Some(several) => several.iter().collect(),
