@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use local_worker::compress::Weights;
-use local_worker::model::{Cache, Decoder, Directory, Inspection, LoadOptions, Row, Scratch};
+use local_worker::model::{Cache, CacheFormat, Decoder, Directory, Inspection, LoadOptions, Row, Scratch};
 use local_worker::tokenizer::{TextStream, Tokenizer};
 use local_worker::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
 use serde_json::{Value, json};
@@ -168,7 +168,8 @@ fn spoken(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
 }
 
 fn check_served(what: &str, path: &Path, chats: &[Chat], expected: &[Vec<u32>], tokenizer: &Tokenizer) {
-    let config = WorkerConfig { context_limit: Some(200), ..WorkerConfig::default() };
+    let cache_format = CacheFormat::Single;
+    let config = WorkerConfig { context_limit: Some(200), cache_format, ..WorkerConfig::default() };
     let worker = Worker::start("made", ModelSource::Path(path.to_owned()), config).unwrap();
     for (chat, want) in chats.iter().zip(expected) {
         let request = GenerateRequest { max_tokens: Some(16), ..GenerateRequest::greedy(chat.messages.clone()) };
