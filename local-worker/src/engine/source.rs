@@ -51,7 +51,8 @@ fn load_bytes(
     let template = file.text(TEMPLATE_KEY).map(|text| (text, TEMPLATE_KEY));
     let beside = || {
         let front = front(Tokenizer::load(&file, shape.vocabulary)?, template, shape.family);
-        Ok((front.map_err(|problem| file.malformed(problem))?, blake3::hash(bytes).to_hex().to_string()))
+        let front = front.map_err(|problem| file.malformed(problem))?;
+        Ok::<_, LoadError>((front, blake3::hash(bytes).to_hex().to_string()))
     };
     let packed = packed(name, || Decoder::load_with(&file, &options), beside)?;
     let Packed { model, pack_seconds, front, hash } = packed;
@@ -85,7 +86,7 @@ fn load_directory(name: &str, path: &Path, config: &WorkerConfig, started: Insta
     let beside = || {
         let tokenizer = Tokenizer::of_folder(path, directory.config(), &files, shape.vocabulary)?;
         let malformed = |problem| LoadError::Malformed { file: path.display().to_string(), problem };
-        Ok((front(tokenizer, template, shape.family).map_err(malformed)?, directory.blake3()))
+        Ok::<_, LoadError>((front(tokenizer, template, shape.family).map_err(malformed)?, directory.blake3()))
     };
     let packed = packed(name, || Decoder::load_directory(&directory, &options), beside)?;
     let Packed { model, pack_seconds, front, hash } = packed;
