@@ -20,7 +20,7 @@ fn policy(second: &str, more: &str) -> String {
 /// A judge that thinks well of drafts that somebody agrees with, and of others only if their tokens are very sure.
 fn judge() -> Judge {
     let row = |index: usize| {
-        let (agrees, sure) = (index % 2, index % 5 == 0);
+        let (agrees, sure) = (index % 2, index.is_multiple_of(5));
         let logprob = if sure { -0.001 } else { -0.5 };
         let tokens = vec![TokenFacts { logprob, margin: None, entropy: None }; FIRST_LOOK];
         let draft = Draft {
@@ -206,7 +206,7 @@ fn suspicious(stream: &str, threshold: f64) -> tempfile::TempDir {
     let folder = policies("sample", threshold, "");
     let text = policy("sample", "").replace("second = \"sample\"", &format!("stream = \"{stream}\""));
     let row = |index: usize| {
-        let bad = index % 2 == 0;
+        let bad = index.is_multiple_of(2);
         let logprob = if bad { -0.001 * (index % 50) as f64 } else { -1.0 - (index % 40) as f64 / 20.0 };
         let tokens = vec![TokenFacts { logprob, margin: None, entropy: None }; FIRST_LOOK];
         let draft = Draft {

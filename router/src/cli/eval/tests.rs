@@ -224,6 +224,6 @@ fn records_are_chosen_by_task_and_by_what_a_recipe_held_out() {
     assert!(none.contains("recipe.json held none of the records out"), "{none}");
     let drafts = drafts::DraftArguments { held_out: held_out(1.0), ..Default::default() };
     let told: Value =
-        serde_json::from_str(&said(&ModelArguments { drafts, ..bench.arguments(&[suite.clone()]) }).unwrap()).unwrap();
+        serde_json::from_str(&said(&ModelArguments { drafts, ..bench.arguments(std::slice::from_ref(&suite)) }).unwrap()).unwrap();
     assert_eq!((told["tasks"].as_array().unwrap().len(), &told["tasks"][0]["task"]), (1, &json!("topic")));
 }
