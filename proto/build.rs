@@ -4,9 +4,10 @@ use prost::Message as _;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "sluice/v1/ask.proto",
     "sluice/v1/decision.proto",
+    "sluice/v1/embed.proto",
     "sluice/v1/gateway.proto",
     "sluice/v1/model.proto",
     "sluice/v1/policy.proto",

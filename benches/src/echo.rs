@@ -34,6 +34,10 @@ impl v1::gateway_service_server::GatewayService for Echo {
         Err(Status::unimplemented("an echo"))
     }
 
+    async fn embed(&self, _: Request<v1::EmbedRequest>) -> Result<Response<v1::EmbedResponse>, Status> {
+        Err(Status::unimplemented("an echo"))
+    }
+
     async fn submit_feedback(
         &self,
         _: Request<v1::SubmitFeedbackRequest>,

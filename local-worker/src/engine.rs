@@ -24,6 +24,7 @@ mod source;
 mod store;
 mod thread;
 
+pub use clock::processor_time;
 pub use generation::{Generation, UsageMeter};
 pub use request::{
     Alternative, CacheFormat, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest, Health,
@@ -33,7 +34,7 @@ pub use request::{
 pub use crate::template::ChatMessage;
 
 pub(crate) use front::Front;
-pub(crate) use source::{Loaded, load};
+pub(crate) use source::{Loaded, load, read_model};
 pub(crate) use thread::team;
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc as channel};

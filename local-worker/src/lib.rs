@@ -16,6 +16,6 @@ pub mod train;
 pub use engine::{
     Alternative, CacheFormat, ChatMessage, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest,
     Generation, Health, LoadSnapshot, MAX_ALTERNATIVES, ModelInfo, ModelSource, SubmitError, TokenDetail, Usage,
-    UsageMeter, Worker, WorkerConfig,
+    UsageMeter, Worker, WorkerConfig, processor_time,
 };
 pub use model::LoadError;

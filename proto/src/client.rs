@@ -111,6 +111,11 @@ pub fn ask(prompt: impl Into<String>) -> v1::Ask {
     }
 }
 
+/// A request for the vectors of `texts` by the table inside the gateway's binary.
+pub fn embed(texts: impl IntoIterator<Item = impl Into<String>>) -> v1::EmbedRequest {
+    v1::EmbedRequest { texts: texts.into_iter().map(Into::into).collect(), ..v1::EmbedRequest::default() }
+}
+
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut current = error;
     while let Some(source) = current.source() {

@@ -11,6 +11,7 @@ use crate::domain::{ModelId, TenantId};
 use crate::edge::auth::Keys;
 use crate::edge::grpc::Services;
 use crate::edge::{dashboard, http};
+use crate::encoders::Encoders;
 use crate::evidence::drift::FEATURES;
 use crate::gateway::{Gateway, Parts};
 use crate::learn::{BreachOf, Live, LiveReport, Teacher, TeacherParts};
@@ -109,6 +110,7 @@ impl App {
         let gateway = Gateway::new(Parts {
             registry: Arc::clone(&registry),
             backends: Arc::clone(&backends),
+            encoders: Encoders::new(Arc::clone(&models)),
             scorers,
             cache: ExactCache::new(settings.cache_bytes),
             budgets: Arc::clone(&budgets),

@@ -1,6 +1,10 @@
 //! The known models: where they run, what they can do, what they cost. Read from `policies/models.toml`; every problem of
 //! the file is reported. Prices are integers (pico-USD per token), so a bill is exact.
 
+mod encoder;
+
+pub use encoder::{BUNDLED_ENCODER, Encoder};
+
 use crate::domain::{Limits, ModelId, NanoUsd, PicoUsdPerToken, ResponseFormat, Route, Usage};
 use crate::toml_file::{Problem, Problems, Section, suggest};
 use local_worker::model::hub::{HubError, HubReference};
@@ -197,6 +201,7 @@ impl Model {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
     models: BTreeMap<ModelId, Model>,
+    encoders: BTreeMap<ModelId, Encoder>,
 }
 
 impl Catalog {
@@ -216,9 +221,22 @@ impl Catalog {
                 problems.add(span, "models", format!("model `{}` is listed twice", twice.id), "");
             }
         }
+        let encoders = encoder::read(&mut root, &models, &mut problems);
         root.finish(&mut problems);
         let found = problems.into_found();
-        if found.is_empty() { Ok(Self { models }) } else { Err(found) }
+        if found.is_empty() { Ok(Self { models, encoders }) } else { Err(found) }
+    }
+
+    /// An encoder by name; the bundled one is always there.
+    pub fn encoder(&self, id: &ModelId) -> Option<Encoder> {
+        let bundled = || (id.as_str() == BUNDLED_ENCODER).then(Encoder::bundled);
+        self.encoders.get(id).cloned().or_else(bundled)
+    }
+
+    /// Names of all encoders.
+    pub fn encoder_names(&self) -> Vec<&str> {
+        let listed = self.encoders.keys().map(ModelId::as_str).filter(|name| *name != BUNDLED_ENCODER);
+        std::iter::once(BUNDLED_ENCODER).chain(listed).collect()
     }
 
     /// A model by name.

@@ -1,11 +1,12 @@
 //! The command line: one file per verb. Verbs print to the writer they are given; errors go to `main`.
 //!
-//! Client verbs (`ask`, `explain`, `feedback`, `usage`) speak gRPC to a running gateway through the same small client that Rust
+//! Client verbs (`ask`, `embed`, `explain`, `feedback`, `usage`) speak gRPC to a running gateway through the same small client that Rust
 //! users have; the others run in this process.
 
 pub mod ask;
 pub mod connection;
 pub mod demo;
+pub mod embed;
 pub mod eval;
 pub mod explain;
 pub mod feedback;
@@ -48,6 +49,8 @@ pub enum Verb {
     Simulate(simulate::SimulateArguments),
     /// Send one request and stream the answer.
     Ask(ask::AskArguments),
+    /// Make sentence vectors of texts, and tell how near they are to each other.
+    Embed(embed::EmbedArguments),
     /// Tell how a request would be, or an entry was, decided.
     Explain(explain::ExplainArguments),
     /// Tell how good a served answer was.
@@ -80,6 +83,7 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Demo(arguments) => demo::run(&arguments, out),
         Verb::Simulate(arguments) => simulate::run(&arguments, out),
         Verb::Ask(arguments) => ask::run(arguments, out),
+        Verb::Embed(arguments) => embed::run(arguments, out),
         Verb::Explain(arguments) => explain::run(arguments, out),
         Verb::Feedback(arguments) => feedback::run(arguments, out),
         Verb::Usage(arguments) => usage::run(&arguments, out),

@@ -6,6 +6,7 @@
 mod attempt;
 mod conversations;
 mod draft;
+mod embed;
 mod experiment;
 mod facts;
 mod follow;
@@ -17,6 +18,7 @@ mod run;
 mod second;
 mod shadow;
 
+pub use embed::{EmbedCall, Embedded};
 pub use reply::{
     BudgetWindow, Explanation, FailureReport, GatewayError, GatewayErrorKind, Reply, ReplyEvent, ReplyStream, Summary,
 };
@@ -27,6 +29,7 @@ use crate::budget::allowance::Allowances;
 use crate::budget::{BudgetLimits, Budgets};
 use crate::cache::{CacheKey, ExactCache, Flights};
 use crate::domain::{Arm, Constraints, Decision, Message, ModelId, RecordLevel, Request, Residency, Route, TenantId};
+use crate::encoders::Encoders;
 use crate::latency::Latencies;
 use crate::learn::{Learning, Live};
 use crate::ledger::Ledger;
@@ -52,12 +55,17 @@ const EVENT_QUEUE: usize = 64;
 /// Between two looks whether anything is under way.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
+/// Calls that make vectors on threads of their own at the same time.
+const EMBED_TOGETHER: usize = 2;
+
 /// What the gateway is built of.
 pub struct Parts {
     /// Policies, certificates and prices, swapped as one.
     pub registry: Arc<Registry>,
     /// Everything that can write answers, by model.
     pub backends: Arc<Backends>,
+    /// What makes vectors of texts.
+    pub encoders: Arc<Encoders>,
     /// Calibrated scorers by pair.
     pub scorers: Arc<Scorers>,
     /// Complete answers.
@@ -98,6 +106,9 @@ pub struct Parts {
 pub struct Gateway {
     registry: Arc<Registry>,
     backends: Arc<Backends>,
+    encoders: Arc<Encoders>,
+    /// Calls that make vectors on threads of their own.
+    embedding: Arc<Semaphore>,
     scorers: Arc<Scorers>,
     cache: ExactCache,
     flights: Flights<CacheKey, FlightItem>,
@@ -147,6 +158,8 @@ impl Gateway {
         Arc::new(Self {
             registry: parts.registry,
             backends: parts.backends,
+            encoders: parts.encoders,
+            embedding: Arc::new(Semaphore::new(EMBED_TOGETHER)),
             scorers: parts.scorers,
             cache: parts.cache,
             flights: Flights::new(parts.tracker.clone()),

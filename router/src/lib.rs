@@ -15,6 +15,7 @@ pub mod policy;
 pub mod simulate;
 pub mod backend;
 pub mod models;
+pub mod encoders;
 pub mod latency;
 pub mod cache;
 pub mod ledger;

@@ -8,8 +8,10 @@
 mod borrow;
 mod load;
 mod pull;
+mod reserve;
 
 pub use pull::Download;
+pub use reserve::Reserved;
 
 use crate::backend::Backend;
 use crate::catalog::{Catalog, Place};
@@ -207,6 +209,8 @@ pub struct Models {
     slots: Mutex<BTreeMap<ModelId, Slot>>,
     /// Bytes of loaded models, of those still finishing, and of one being loaded.
     memory: watch::Sender<u64>,
+    /// Bytes among them of what is no model; see [`Models::reserve`].
+    reserved: Arc<AtomicU64>,
     turn: tokio::sync::Mutex<()>,
     uses: AtomicU64,
     tasks: TaskTracker,
@@ -218,7 +222,8 @@ impl Models {
     pub fn new(config: ModelsConfig, hub: Hub, tasks: TaskTracker, stop: CancellationToken) -> Arc<Self> {
         let (memory, _) = watch::channel(0);
         let (slots, turn, uses) = (Mutex::default(), tokio::sync::Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { config, hub, slots, memory, turn, uses, tasks, stop })
+        let reserved = Arc::default();
+        Arc::new(Self { config, hub, slots, memory, reserved, turn, uses, tasks, stop })
     }
 
     /// Takes over the local models of a catalog; `used` are those that policies name. Returns those whose file or context is

@@ -16,6 +16,13 @@ impl ThreadClock {
     }
 }
 
+/// Does some work on this thread and tells how much of its processor it took.
+pub fn processor_time<T>(work: impl FnOnce() -> T) -> (T, std::time::Duration) {
+    let clock = ThreadClock::start();
+    let done = work();
+    (done, std::time::Duration::from_nanos(clock.nanos()))
+}
+
 #[cfg(unix)]
 fn now() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

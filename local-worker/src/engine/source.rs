@@ -38,6 +38,13 @@ pub(crate) fn load(name: &str, source: &ModelSource, config: &WorkerConfig) -> R
     }
 }
 
+/// Reads a GGUF file as loading does, without what a worker adds.
+pub(crate) fn read_model(name: &str, bytes: &[u8], context: usize) -> Result<(Decoder, Tokenizer), LoadError> {
+    let config = WorkerConfig { context_limit: Some(context), ..WorkerConfig::default() };
+    let loaded = load_bytes(name, name, bytes, &config, Instant::now())?;
+    Ok((loaded.model, loaded.front.tokenizer))
+}
+
 fn load_bytes(
     name: &str,
     file_name: &str,

@@ -24,8 +24,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wire::{Failure, FileFacts, Wire};
 
-/// Files beside the weights that a directory of safetensors is read with.
-const COMPANIONS: [&str; 13] = [
+/// Files beside the weights that a directory of safetensors is read with; the last three tell how an encoder's tokens become a
+/// sentence, and without them some would be read wrongly.
+const COMPANIONS: [&str; 16] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -39,6 +40,9 @@ const COMPANIONS: [&str; 13] = [
     "chat_template.jinja",
     "chat_template.json",
     "model.safetensors.index.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
 ];
 
 /// How a hub is used.

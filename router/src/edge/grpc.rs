@@ -1,6 +1,7 @@
 //! The services of `sluice.v1`: wire messages in, domain calls, wire messages out.
 
 pub mod ask;
+mod embed;
 mod gateway;
 mod models;
 mod policy;

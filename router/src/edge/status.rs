@@ -154,6 +154,7 @@ fn code(kind: &GatewayErrorKind) -> Code {
     match kind {
         GatewayErrorKind::UnknownPolicy { .. }
         | GatewayErrorKind::Unsupported { .. }
+        | GatewayErrorKind::Invalid { .. }
         | GatewayErrorKind::PromptTooLong(_)
         // The model was asked and found the request itself wrong; the same request would fail again.
         | GatewayErrorKind::UpstreamRejected(_) => Code::InvalidArgument,
@@ -181,6 +182,9 @@ fn add_specifics(kind: &GatewayErrorKind, details: &mut ErrorDetails) {
         GatewayErrorKind::UnknownPolicy { .. } => drop(details.set_bad_request(field("ask.policy"))),
         GatewayErrorKind::Unsupported { field: name, .. } => {
             details.set_bad_request(field(&format!("ask.{name}")));
+        }
+        GatewayErrorKind::Invalid { field, why } => {
+            details.set_bad_request(fitting(vec![(field.clone(), why.clone())]));
         }
         GatewayErrorKind::NoRegion { field, why } => {
             let description = clipped(why, MAX_MESSAGE_BYTES);
@@ -301,6 +305,8 @@ mod tests {
         check(unknown, Code::InvalidArgument, false, false, Some("ask.policy"));
         let unsupported = GatewayErrorKind::Unsupported { field: "limits.seed".to_owned(), why: text() };
         check(unsupported, Code::InvalidArgument, false, false, Some("ask.limits.seed"));
+        let invalid = GatewayErrorKind::Invalid { field: "texts[3]".to_owned(), why: text() };
+        check(invalid, Code::InvalidArgument, false, false, Some("texts[3]"));
         check(GatewayErrorKind::NoCandidate(text()), Code::FailedPrecondition, false, false, None);
         check(GatewayErrorKind::PromptTooLong(text()), Code::InvalidArgument, false, false, Some("ask.messages"));
         check(GatewayErrorKind::UpstreamRejected(text()), Code::InvalidArgument, false, false, Some("ask.messages"));

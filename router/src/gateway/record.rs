@@ -17,20 +17,20 @@ use jiff::Timestamp;
 use std::time::{Duration, Instant};
 
 /// An entry to be written, beside what its request says.
-struct Outcome<'a> {
-    received_at: Timestamp,
-    latency: Duration,
-    first_byte: Option<Duration>,
-    status: EntryStatus,
-    decision: Option<&'a Decision>,
-    constraints: Option<&'a Constraints>,
-    totals: Totals,
-    baseline: NanoUsd,
-    finish_reason: Option<FinishReason>,
-    error: &'a str,
-    cached_from: Option<RequestId>,
-    recording: Option<Recording>,
-    shadow_of: Option<RequestId>,
+pub(super) struct Outcome<'a> {
+    pub received_at: Timestamp,
+    pub latency: Duration,
+    pub first_byte: Option<Duration>,
+    pub status: EntryStatus,
+    pub decision: Option<&'a Decision>,
+    pub constraints: Option<&'a Constraints>,
+    pub totals: Totals,
+    pub baseline: NanoUsd,
+    pub finish_reason: Option<FinishReason>,
+    pub error: &'a str,
+    pub cached_from: Option<RequestId>,
+    pub recording: Option<Recording>,
+    pub shadow_of: Option<RequestId>,
 }
 
 impl Gateway {
@@ -255,7 +255,7 @@ impl Gateway {
         GatewayError { kind, report: Some(Box::new(report)) }
     }
 
-    fn write(&self, request: &Request, outcome: Outcome<'_>) {
+    pub(super) fn write(&self, request: &Request, outcome: Outcome<'_>) {
         let Outcome { decision, totals, baseline, .. } = &outcome;
         let policy = decision.map_or("", |decision| &decision.policy.name);
         if outcome.shadow_of.is_some() {

@@ -138,6 +138,14 @@ pub enum GatewayErrorKind {
         /// Why.
         why: String,
     },
+    /// A field of a request for vectors is wrong in a way that only its encoder knows.
+    #[error("`{field}` {why}")]
+    Invalid {
+        /// The field, such as `texts[3]`.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The prompt does not fit any candidate's context.
     #[error("the prompt is too long: {0}")]
     PromptTooLong(String),
@@ -224,6 +232,7 @@ impl GatewayErrorKind {
             Self::CostCeiling { .. } => "cost_ceiling",
             Self::Late { .. } => "late",
             Self::Unsupported { .. } => "unsupported",
+            Self::Invalid { .. } => "invalid",
             Self::PromptTooLong(_) => "prompt_too_long",
             Self::BudgetExhausted { .. } => "budget_exhausted",
             Self::Overloaded { .. } => "overloaded",

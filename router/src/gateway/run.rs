@@ -333,6 +333,7 @@ pub(super) fn entry_status(kind: &GatewayErrorKind) -> EntryStatus {
         | GatewayErrorKind::PlacementConflict(_)
         | GatewayErrorKind::UnknownPolicy { .. }
         | GatewayErrorKind::Unsupported { .. }
+        | GatewayErrorKind::Invalid { .. }
         | GatewayErrorKind::ShuttingDown => EntryStatus::Refused,
         _ => EntryStatus::Failed,
     }

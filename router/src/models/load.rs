@@ -6,6 +6,7 @@ use crate::domain::ModelId;
 use local_worker::{ModelSource, Worker, WorkerConfig};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long requests don't try again to load what could not be loaded.
@@ -36,14 +37,14 @@ impl Waited {
 }
 
 /// A share of the budget for a model that is not there yet; given back when dropped.
-struct Share<'models> {
+pub(super) struct Share<'models> {
     models: &'models Models,
     bytes: u64,
 }
 
 impl Share<'_> {
     /// Leaves the bytes counted: from here on they are the model's.
-    fn keep(mut self) {
+    pub(super) fn keep(mut self) {
         self.bytes = 0;
     }
 
@@ -231,7 +232,7 @@ impl Models {
     }
 
     /// Takes a share of the budget beside the `own` bytes that this load has, pushing out idle models where that helps.
-    async fn share(&self, id: &ModelId, bytes: u64, own: u64) -> Result<Share<'_>, ModelsError> {
+    pub(super) async fn share(&self, id: &ModelId, bytes: u64, own: u64) -> Result<Share<'_>, ModelsError> {
         let Some(budget) = self.config.memory_bytes else {
             self.memory.send_modify(|used| *used += bytes);
             return Ok(Share { models: self, bytes });
@@ -273,7 +274,8 @@ impl Models {
         let held = |slot: &super::Slot| slot.loaded.as_ref().map_or(0, |loaded| loaded.bytes());
         // What is counted and in no slot is on its way out, but for the share of the load itself.
         let counted = *self.memory.borrow();
-        let leaving = counted.saturating_sub(own).saturating_sub(slots.values().map(held).sum());
+        let stays = self.reserved.load(Ordering::Relaxed).saturating_add(own);
+        let leaving = counted.saturating_sub(stays).saturating_sub(slots.values().map(held).sum());
         let mut may_go: Vec<(bool, u64, ModelId, u64)> = Vec::new();
         for (name, slot) in slots.iter() {
             // Whoever uses the model that is swapped finishes with it, and newcomers wait for the new one.

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on should say where")]
 
+mod bad_models;
 mod cascade;
 mod ceiling;
 mod crash;
 mod edge;
+mod embed;
 mod experiment;
 mod house;
 mod learning;

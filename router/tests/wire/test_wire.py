@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from sluice.v1 import ask_pb2, decision_pb2, gateway_pb2, policy_pb2, usage_pb2
+from sluice.v1 import ask_pb2, decision_pb2, embed_pb2, gateway_pb2, policy_pb2, usage_pb2
 
 
 def ask(prompt, **fields):
@@ -373,6 +373,23 @@ def test_many_at_once(gateway):
     for thread in threads:
         thread.join()
     assert len(set(results)) == 32
+
+
+def test_vectors_of_texts(gateway):
+    texts = ["I was charged twice.", "My card was debited two times.", "Where is the nearest museum?"]
+    told = gateway.stub.Embed(embed_pb2.EmbedRequest(texts=texts), metadata=gateway.auth())
+    rows = [list(vector.values) for vector in told.vectors]
+    assert [len(row) for row in rows] == [told.dimensions] * 3
+    cosine = lambda left, right: sum(a * b for a, b in zip(left, right))
+    assert all(abs(cosine(row, row) - 1) < 1e-4 for row in rows)
+    assert cosine(rows[0], rows[1]) > cosine(rows[0], rows[2])
+    again = gateway.stub.Embed(embed_pb2.EmbedRequest(texts=texts[:1]), metadata=gateway.auth())
+    assert list(again.vectors[0].values) == rows[0] and again.version == told.version
+    error = refused(gateway.stub.Embed, embed_pb2.EmbedRequest(texts=["a", " "]), metadata=gateway.auth())
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert details(error)["google.rpc.BadRequest"].field_violations[0].field == "texts[1]"
+    error = refused(gateway.stub.Embed, embed_pb2.EmbedRequest(texts=["a"]))
+    assert error.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_cut_after_the_first_byte(gateway):

@@ -244,13 +244,14 @@ async fn pulls_of_one_file_share_one_download() {
 #[tokio::test]
 async fn a_model_of_safetensors_is_a_folder() {
     let scene = Scene::new();
-    let files: [(&str, &[u8]); 6] = [
+    let files: [(&str, &[u8]); 7] = [
         ("config.json", b"{}"),
         ("model-1.safetensors", &scene.bytes[..5000]),
         ("model-2.safetensors", &scene.bytes[5000..9000]),
         ("tokenizer.json", b"{\"a\":1}"),
         ("onnx/model.onnx", b"large"),
         ("consolidated.safetensors", b"again"),
+        ("1_Pooling/config.json", b"{\"pooling_mode_cls_token\":true}"),
     ];
     let commit = scene.server.commit("acme/tensors", &files);
     let pulled = scene.pull("hf:acme/tensors").await.unwrap();
@@ -260,7 +261,8 @@ async fn a_model_of_safetensors_is_a_folder() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]);
+    assert!(pulled.path.join("1_Pooling/config.json").is_file());
+    assert_eq!(names, ["1_Pooling", "config.json", "model-1.safetensors", "model-2.safetensors", "tokenizer.json"]);
 }
 
 #[tokio::test]

@@ -134,6 +134,11 @@ impl v1::gateway_service_server::GatewayService for Services {
         }
     }
 
+    async fn embed(&self, call: tonic::Request<v1::EmbedRequest>) -> Result<Response<v1::EmbedResponse>, Status> {
+        let span = span("sluice.v1.GatewayService/Embed", call.metadata());
+        self.vectors(call).instrument(span).await
+    }
+
     async fn submit_feedback(
         &self,
         call: tonic::Request<v1::SubmitFeedbackRequest>,
