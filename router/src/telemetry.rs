@@ -2,6 +2,8 @@
 
 mod metrics;
 mod names;
+#[cfg_attr(not(feature = "otlp"), path = "telemetry/no_otlp.rs")]
+mod otlp;
 mod setup;
 pub mod spans;
 

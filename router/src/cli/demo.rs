@@ -79,7 +79,8 @@ async fn show(arguments: &DemoArguments, out: &mut dyn Write) -> anyhow::Result<
     }
     let honest = report(&mut client, &simulator, &outcomes, out).await?;
     if !arguments.once {
-        writeln!(out, "\nthe page is at {}/ — Ctrl-C ends the demo", app.url())?;
+        let what = if cfg!(feature = "dashboard") { "the page" } else { "the gateway (this build has no page)" };
+        writeln!(out, "\n{what} is at {}/ — Ctrl-C ends the demo", app.url())?;
         out.flush()?;
         wait_for_signal().await?;
     }

@@ -1,9 +1,7 @@
 //! Logs to the terminal, metrics to Prometheus and, where an endpoint is set, traces and metrics by OTLP.
 
-use super::{Metrics, spans};
+use super::{Metrics, otlp, spans};
 use opentelemetry::metrics::MeterProvider as _;
-use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -56,9 +54,6 @@ pub struct Telemetry {
     metrics: Metrics,
 }
 
-/// Libraries whose own spans would make the OTLP exporter feed itself.
-const NOT_EXPORTED: &str = "info,h2=off,hyper=off,hyper_util=off,tonic=off,tower=off,reqwest=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off";
-
 impl Telemetry {
     /// Sets up metrics and, unless another is installed already, the log subscriber. Must run inside the runtime.
     ///
@@ -73,12 +68,9 @@ impl Telemetry {
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(exporter);
         let mut tracers = None;
         if let Some(endpoint) = &config.otlp_endpoint {
-            let failed = |error: &dyn std::fmt::Display| TelemetryError::Otlp(error.to_string());
-            let metrics = MetricExporter::builder().with_tonic().with_endpoint(endpoint).build();
-            meters = meters.with_periodic_exporter(metrics.map_err(|error| failed(&error))?);
-            let spans = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
-            let spans = spans.map_err(|error| failed(&error))?;
-            tracers = Some(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(spans).build());
+            let made;
+            (meters, made) = otlp::exporters(endpoint, meters, resource)?;
+            tracers = Some(made);
         }
         let meters = meters.build();
         install_logs(config, tracers.as_ref())?;
@@ -122,10 +114,7 @@ fn install_logs(config: &TelemetryConfig, tracers: Option<&SdkTracerProvider>) -
         LogFormat::Pretty => lines.with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let spans = tracers.map(|tracers| {
-        let exported = EnvFilter::new(NOT_EXPORTED);
-        tracing_opentelemetry::layer().with_tracer(tracers.tracer("sluice")).with_filter(exported)
-    });
+    let spans = tracers.and_then(otlp::layer);
     // A second gateway in one process, as in tests, keeps the first one's logs.
     let _already_installed = tracing_subscriber::registry().with(spans).with(lines.with_filter(filter)).try_init();
     Ok(())
