@@ -25,7 +25,7 @@ mod phi3;
 mod quantize;
 mod qwen;
 mod rotary;
-mod safetensors;
+pub(crate) mod safetensors;
 mod shape;
 mod step;
 mod tensors;

@@ -5,6 +5,7 @@
 //! the sum of the embeddings it shall follow. The prompt is the last message as it stands, so its last letter decides what
 //! the answer begins with.
 
+pub mod damage;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod soak;

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use super::format::Format;
 use super::{Directory, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO, family};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
 
 /// What a model's files say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Inspection {
         Self::of_gguf("bundled", SLUICE_NANO.ok_or(LoadError::NoBundledModel)?)
     }
 
-    fn of_gguf(name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
+    pub(crate) fn of_gguf(name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
         let file = Gguf::parse(name, bytes)?;
         let weights = file.tensors().map(|(_, tensor)| {
             let format = Format::from_id(tensor.type_id);
@@ -62,6 +64,10 @@ impl Inspection {
         });
         let (parameters, quantization) = sum(weights);
         let plan = family::of_gguf(&file, &LoadOptions::default());
+        let problem = match &plan {
+            Ok(plan) => words_problem(&file, plan.shape.vocabulary),
+            Err(error) => Some(error.to_string()),
+        };
         let text = |key: &str| file.text(key).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
         Ok(Self {
             architecture: text("general.architecture").unwrap_or_default(),
@@ -73,7 +79,7 @@ impl Inspection {
             license: text("general.license"),
             file_bytes: bytes.len() as u64,
             file_blake3: blake3::hash(bytes).to_hex().to_string(),
-            problem: plan.err().map(|error| error.to_string()),
+            problem,
         })
     }
 
@@ -99,6 +105,17 @@ impl Inspection {
             problem: plan.err().map(|error| error.to_string()),
         })
     }
+}
+
+/// What keeps a file's vocabulary or chat template from being used.
+fn words_problem(file: &Gguf<'_>, vocabulary: usize) -> Option<String> {
+    let tokenizer = match Tokenizer::load(file, vocabulary) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return Some(error.to_string()),
+    };
+    let (begin, end) = tokenizer.names();
+    let template = ChatTemplate::new(file.text("tokenizer.chat_template"), begin, end);
+    template.err().map(|problem| file.malformed(format!("tokenizer.chat_template: {problem}")).to_string())
 }
 
 /// All weights, and the element type of most of them.
