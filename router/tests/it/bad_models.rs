@@ -159,10 +159,10 @@ async fn requests_that_can_not_be_answered_are_told_by_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_that_fails_when_used_is_told_and_ends_in_time() {
-    for (template, words) in [
-        ("{{ raise_exception('only system turns') }}", "only system turns"),
-        ("{{ messages[7].content.nothing.at.all }}", "template"),
-        ("{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}", "template"),
+    for template in [
+        "{{ raise_exception('only system turns') }}",
+        "{{ messages[7].content.nothing.at.all }}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}",
     ] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf");
@@ -170,8 +170,8 @@ async fn a_template_that_fails_when_used_is_told_and_ends_in_time() {
         write_folder(folder.path(), &path);
         let mut house = House::with(|settings| served_from(settings, folder.path(), LoadWhen::Start)).await;
         let status = complete(&mut house.client, local("a")).await.unwrap_err();
-        assert!(status.message().contains(words), "{template}: {status:?}");
-        assert_ne!(status.code(), Code::Internal, "{template}: {status:?}");
+        assert!(status.message().contains("chat template"), "{template}: {status:?}");
+        assert_eq!(status.code(), Code::InvalidArgument, "{template}: {status:?}");
         house.close().await;
     }
 }
