@@ -8,8 +8,6 @@ mod tokens;
 mod weights;
 
 pub use calibrate::{Calibration, calibrate};
-#[cfg(feature = "lab")]
-pub(crate) use directory::neighbours;
 pub use target::Target;
 pub use weights::Weights;
 

@@ -12,10 +12,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dense;
+#[cfg(feature = "lab")]
+mod gradient;
 mod level;
 mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(feature = "lab")]
+mod product;
 mod quantized;
 mod scalar;
 mod team;
@@ -24,8 +28,15 @@ mod vector;
 pub use activation::Activations;
 pub use attention::{Weighing, attend};
 pub use dense::DenseMatrix;
+#[cfg(feature = "lab")]
+pub use gradient::{
+    Adam, Soft, adam_step, add_and_square, causal_softmax, causal_softmax_backward, cross_entropy, rms_norm_backward,
+    rms_norm_forward, rope_neighbours_backward, silu_multiply_backward, soft_divergence,
+};
 pub use level::Level;
 pub use memory::{Kept, Memory, Plain};
+#[cfg(feature = "lab")]
+pub use product::{View, ViewMut, product};
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{

@@ -12,6 +12,8 @@ pub mod testing;
 pub mod scorer;
 #[cfg(feature = "lab")]
 pub mod train;
+#[cfg(feature = "lab")]
+pub mod prune;
 
 pub use engine::{
     Alternative, CacheFormat, ChatMessage, Constraint, Event, FinishReason, Finished, GenerateError, GenerateRequest,

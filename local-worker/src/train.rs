@@ -1,20 +1,29 @@
-//! Training of small decoders on this machine's own cores (feature `lab`): corpus → vocabulary → network → run → GGUF.
+//! Training of small decoders on this machine's own cores (feature `lab`): recipe and corpus → tokens → network → run →
+//! model file.
 //!
-//! Built on candle's automatic differentiation. Only operations with a backward pass are used: several fused ones of
-//! candle 0.11 silently drop gradients. Knows nothing of routing or money.
+//! Forward and backward are written out for the one architecture that is trained, over buffers that are kept; candle's
+//! automatic differentiation is the reference they are tested against. A run says in its folder what it was made of, can be
+//! killed at any moment and goes on as if it had not been. Knows nothing of routing or money.
 
 pub mod network;
+pub mod pass;
 mod optimizer;
-mod checkpoint;
-pub mod run;
 pub mod recipe;
 pub mod vocabulary;
+pub mod model;
 pub mod corpus;
-pub mod export;
+pub mod teacher;
+mod checkpoint;
+mod chart;
+pub mod run;
+pub mod folder;
+pub mod speed;
 
+use crate::compress::CompressError;
+use crate::evaluate::suite::SuiteError;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-
-pub use checkpoint::latest;
 
 /// Why a run could not start, go on or be written.
 #[derive(Debug, thiserror::Error)]
@@ -35,48 +44,93 @@ pub enum TrainError {
         /// All that is wrong.
         problems: String,
     },
-    /// A checkpoint belongs to a network of another shape.
-    #[error("{path}: {name} is missing or of another shape than the recipe says; use another folder for another shape")]
-    OtherShape {
+    /// The corpus can't be read, or may not be trained on.
+    #[error(transparent)]
+    Corpus(#[from] SuiteError),
+    /// A model to start from can't be read, or the result can't be written.
+    #[error(transparent)]
+    Model(#[from] CompressError),
+    /// A model is of a kind that can't be trained here.
+    #[error("{file}: can't be trained: {problem}")]
+    Untrainable {
+        /// The model.
+        file: String,
+        /// Why.
+        problem: String,
+    },
+    /// Nothing of the corpus is left to train on.
+    #[error("no record to train on: {0}")]
+    NothingToDo(String),
+    /// A record does not fit the context.
+    #[error(
+        "record {id} has {tokens} tokens, the context {context}; shorten it, raise `context`, or say \
+         `long_records = \"skip\"` under [data]"
+    )]
+    TooLong {
+        /// The record's id.
+        id: String,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// The folder holds another run.
+    #[error("{folder}: holds a run with {difference}; use another folder, or take that back")]
+    OtherRun {
+        /// The folder.
+        folder: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// A checkpoint can't be read, or belongs to a network of another shape.
+    #[error("{path}: {problem}; use another folder, or delete this one to start anew")]
+    BadCheckpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// The matrix.
-        name: String,
+        /// What is wrong.
+        problem: String,
     },
-    /// There is no checkpoint to take weights from.
-    #[error("{0} holds no checkpoint; train first")]
-    NoCheckpoint(PathBuf),
-    /// No row can be drawn.
-    #[error("{rows} rows in batches of {batch}: at least one of each is needed")]
-    NothingToDo {
-        /// Rows there are.
-        rows: usize,
-        /// Rows wanted in a batch.
-        batch: usize,
-    },
-    /// An operation without backward pass is in the way.
-    #[error("{0} has no gradient: an operation without backward pass is in the way")]
-    NoGradient(String),
-    /// The loss is no number any more.
-    #[error("the loss is {loss} at step {step}; go on from the checkpoint in {folder} with a lower peak rate")]
+    /// The loss or the gradient is no number any more.
+    #[error(
+        "the loss is {loss} and the gradient's norm {norm} at step {step}; {kept}; try a lower peak_rate or a longer warm_up \
+         in another folder"
+    )]
     Diverged {
         /// The loss.
         loss: f64,
+        /// The norm.
+        norm: f64,
         /// The step.
-        step: usize,
+        step: u64,
         /// Where the last good checkpoint is.
-        folder: PathBuf,
+        kept: String,
     },
-    /// The vocabulary can't be trained, read or written.
+    /// The vocabulary can't be trained, read or written, or is not the model's.
     #[error("vocabulary: {0}")]
-    Vocabulary(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A tensor operation failed.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Vocabulary(String),
+    /// The system gives no threads.
+    #[error("no threads to train on: {0}")]
+    Threads(std::io::Error),
 }
 
 impl TrainError {
     fn file(path: &Path, error: std::io::Error) -> Self {
         Self::File { path: path.to_owned(), error }
     }
+}
+
+/// Writes a file that appears whole or not at all; what is left of one that could not be written is removed.
+fn write_whole(path: &Path, put: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), TrainError> {
+    let partial = path.with_added_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(&partial)?);
+        put(&mut file)?;
+        file.into_inner()?.sync_all()?;
+        std::fs::rename(&partial, path)
+    };
+    write().map_err(|error| {
+        // What is left of it helps nobody; that it can't be removed neither.
+        let _left = std::fs::remove_file(&partial);
+        TrainError::file(path, error)
+    })
 }

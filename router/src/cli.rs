@@ -6,12 +6,16 @@
 pub mod ask;
 pub mod connection;
 pub mod demo;
+#[cfg(feature = "lab")]
+pub mod distill;
 pub mod embed;
 pub mod eval;
 pub mod explain;
 pub mod feedback;
 pub mod models;
 pub mod policy;
+#[cfg(feature = "lab")]
+pub mod prune;
 pub mod quantize;
 pub mod replay;
 pub mod serve;
@@ -72,6 +76,18 @@ pub enum Verb {
     Eval(eval::EvalVerb),
     /// Write a local model's weights in fewer bits, with a report card.
     Quantize(quantize::QuantizeArguments),
+    /// Drop weights, layers, heads, neurons or tokens of a local model, with a report card.
+    #[cfg(feature = "lab")]
+    Prune(prune::PruneArguments),
+    /// Train a student on what a teacher says.
+    #[cfg(feature = "lab")]
+    Distill(distill::DistillArguments),
+    /// Drop parts of a local model; this binary was built without.
+    #[cfg(not(feature = "lab"))]
+    Prune(train::NoLab),
+    /// Train a student on what a teacher says; this binary was built without.
+    #[cfg(not(feature = "lab"))]
+    Distill(train::NoLab),
     /// Solve how much may stay local from recorded outcomes, and show what was promised and what came true.
     Tune(tune::TuneArguments),
 }
@@ -93,6 +109,12 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Train(verb) => train::run(&verb, out),
         Verb::Eval(verb) => eval::run(&verb, out),
         Verb::Quantize(arguments) => quantize::run(&arguments, out),
+        #[cfg(feature = "lab")]
+        Verb::Prune(arguments) => prune::run(&arguments, out),
+        #[cfg(feature = "lab")]
+        Verb::Distill(arguments) => distill::run(&arguments, out),
+        #[cfg(not(feature = "lab"))]
+        Verb::Prune(_) | Verb::Distill(_) => train::no_lab(),
         Verb::Tune(arguments) => tune::run(&arguments, out),
     }
 }

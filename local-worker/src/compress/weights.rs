@@ -66,8 +66,45 @@ impl Weights {
         Ok(Self { file: file.to_owned(), shape, metadata, tensors })
     }
 
+    /// A model made of parts: metadata as a GGUF file has it, and tensors by name with their sizes (rows first), in single
+    /// precision. `name` is for messages.
+    ///
+    /// # Errors
+    /// The parts make no model that this build runs.
+    #[cfg(feature = "lab")]
+    pub(crate) fn of_parts<'a>(
+        name: &str,
+        metadata: BTreeMap<String, Value>,
+        tensors: impl Iterator<Item = (String, Vec<usize>, &'a [f32])>,
+    ) -> Result<Self, CompressError> {
+        let made = |(tensor, size, values): (String, Vec<usize>, &[f32])| {
+            let made = Tensor::from_slice(values, size, &Device::Cpu)
+                .and_then(|values| QTensor::quantize(&values, GgmlDType::F32));
+            let wrong = |error: candle_core::Error| CompressError::Tensor {
+                file: name.to_owned(),
+                tensor: tensor.clone(),
+                problem: error.to_string(),
+            };
+            let made = made.map_err(wrong)?;
+            Ok((tensor, made))
+        };
+        let tensors: BTreeMap<String, QTensor> = tensors.map(made).collect::<Result<_, CompressError>>()?;
+        // The sizes are read as they are of any file; the numbers don't matter for that.
+        let mut bytes = Cursor::new(Vec::new());
+        put(&metadata, &tensors, &mut bytes)
+            .map_err(|error| LoadError::Malformed { file: name.to_owned(), problem: error.to_string() })?;
+        let shape = shape_of(&Gguf::parse(name, bytes.get_ref())?, &LoadOptions::default())?;
+        Ok(Self { file: name.to_owned(), shape, metadata, tensors })
+    }
+
+    /// What the file says beside its tensors.
+    #[cfg(feature = "lab")]
+    pub(crate) fn metadata(&self) -> &BTreeMap<String, Value> {
+        &self.metadata
+    }
+
     /// The file's name, for messages.
-    pub(super) fn file(&self) -> &str {
+    pub(crate) fn file(&self) -> &str {
         &self.file
     }
 
@@ -182,18 +219,25 @@ impl Weights {
     }
 
     fn put<W: std::io::Write + std::io::Seek>(&self, out: &mut W) -> std::io::Result<()> {
-        let metadata: Vec<(&str, &Value)> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-        let tensors: Vec<(&str, &QTensor)> =
-            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        gguf_file::write(out, &metadata, &tensors).map_err(|error| match error {
-            candle_core::Error::Io(error) => error,
-            error => std::io::Error::other(error),
-        })
+        put(&self.metadata, &self.tensors, out)
     }
 
     pub(super) fn wrong(&self, tensor: &str, problem: String) -> CompressError {
         CompressError::Tensor { file: self.file.clone(), tensor: tensor.to_owned(), problem }
     }
+}
+
+fn put<W: std::io::Write + std::io::Seek>(
+    metadata: &BTreeMap<String, Value>,
+    tensors: &BTreeMap<String, QTensor>,
+    out: &mut W,
+) -> std::io::Result<()> {
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(out, &metadata, &tensors).map_err(|error| match error {
+        candle_core::Error::Io(error) => error,
+        error => std::io::Error::other(error),
+    })
 }
 
 /// What a tensor becomes.

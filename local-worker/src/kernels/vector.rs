@@ -297,7 +297,7 @@ leveled! {
 
 /// Replaces each value by the exponential of its distance to the largest, and returns their sum.
 #[inline(always)]
-fn softmax_terms(values: &mut [f32]) -> f32 {
+pub(super) fn softmax_terms(values: &mut [f32]) -> f32 {
     let largest = maximum(values);
     let mut total = [0.0f32; TILE];
     let (lanes, rest) = values.as_chunks_mut::<TILE>();
@@ -315,7 +315,7 @@ fn softmax_terms(values: &mut [f32]) -> f32 {
 }
 
 #[inline(always)]
-fn maximum(values: &[f32]) -> f32 {
+pub(super) fn maximum(values: &[f32]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; TILE];
     let (lanes, rest) = values.as_chunks::<TILE>();
     for lanes in lanes.iter().map(<[f32; TILE]>::as_slice).chain([rest]) {
@@ -328,7 +328,7 @@ fn maximum(values: &[f32]) -> f32 {
 
 /// `1 / √(mean(x²) + epsilon)`.
 #[inline(always)]
-fn rms_factor(x: &[f32], epsilon: f32) -> f32 {
+pub(super) fn rms_factor(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (sum_products(x, x) / x.len().max(1) as f32 + epsilon).sqrt()
 }
 
@@ -378,7 +378,7 @@ pub fn sum_products(x: &[f32], y: &[f32]) -> f32 {
 /// `e^x` within 2 ulp-ish (relative error below 3e-7) for x in ±87, saturating outside: range reduction by ln 2 in two parts
 /// and a polynomial of degree 6. No call and no branch, so that loops around it become vector code.
 #[inline(always)]
-fn exponential(x: f32) -> f32 {
+pub(super) fn exponential(x: f32) -> f32 {
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUNDING;

@@ -1,13 +1,13 @@
-//! A Llama-architecture decoder with gradients: RMSNorm, rotary attention with grouped heads, SwiGLU, tied embedding.
+//! A Llama-architecture decoder to be trained: its sizes, and all its weights in one slice.
 //!
-//! Norm, rotary and softmax are written with plain operations, because candle's fused ones have no backward pass.
-//! Rotary pairs are (i, i + head/2), as in Hugging Face checkpoints; the export permutes to GGUF's order.
+//! Tensors lie one after the other under their GGUF names, those that read the same input side by side (query, key and
+//! value; gate and up), so that one product serves them all. Rotary pairs are neighbours, as in GGUF files: what is trained
+//! is written as it stands.
 
-use candle_core::{D, DType, Device, Result, Tensor, Var};
-use std::collections::BTreeMap;
+use rand::SeedableRng as _;
 
-/// Shape of a network.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+/// Sizes of a network.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
     /// Tokens.
@@ -20,6 +20,9 @@ pub struct Shape {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
+    /// Width of a head; the width over the heads if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_width: Option<usize>,
     /// Width of the feed-forward part.
     pub feed_forward: usize,
     /// Longest context.
@@ -28,202 +31,265 @@ pub struct Shape {
     pub rope_base: f64,
     /// Epsilon of the norms.
     pub norm_epsilon: f64,
+    /// Whether the output has a matrix of its own instead of the embedding.
+    #[serde(default)]
+    pub own_output: bool,
 }
 
 impl Shape {
     /// Width of a head.
     pub fn head(&self) -> usize {
-        self.width / self.heads
+        self.head_width.unwrap_or(self.width / self.heads.max(1))
     }
 
-    /// All matrices by GGUF name, with their size (out, in).
-    pub fn matrices(&self) -> Vec<(String, (usize, usize))> {
-        let (width, kv, inner) = (self.width, self.kv_heads * self.head(), self.feed_forward);
+    /// All that a sound shape must not be.
+    pub fn problems(&self) -> Vec<String> {
+        let whole = |part: usize, of: usize| of > 0 && part > 0 && part.is_multiple_of(of);
+        let checks = [
+            (self.head_width.is_some() || whole(self.width, self.heads), "width must be a multiple of heads"),
+            (whole(self.heads, self.kv_heads), "heads must be a multiple of kv_heads"),
+            (self.heads == 0 || self.head().is_multiple_of(2) && self.head() > 0, "the width of a head must be even"),
+            (whole(self.width, 32), "width must be a multiple of 32, as Q8_0 stores blocks of 32"),
+            (whole(self.feed_forward, 32), "feed_forward must be a multiple of 32, as Q8_0 stores blocks of 32"),
+            (self.layers > 0, "layers must be above 0"),
+            (self.vocabulary >= 260, "vocabulary must be 260 at least: 256 bytes and four marks"),
+            (self.context >= 2, "context must be 2 at least"),
+            (self.rope_base > 0.0, "rope_base must be above 0"),
+            (self.norm_epsilon > 0.0, "norm_epsilon must be above 0"),
+        ];
+        checks.into_iter().filter(|(holds, _)| !holds).map(|(_, problem)| problem.to_owned()).collect()
+    }
+
+    /// Width of query, key and value together.
+    pub(super) fn turned(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head()
+    }
+
+    /// Names and sizes (rows, columns) of all tensors in their order; norms are one row.
+    pub fn tensors(&self) -> Vec<(String, usize, usize)> {
+        let (width, inner) = (self.width, self.feed_forward);
+        let (queries, keys) = (self.heads * self.head(), self.kv_heads * self.head());
         let layer = |layer: usize| {
             let name = move |part: &str| format!("blk.{layer}.{part}.weight");
             [
-                (name("attn_q"), (width, width)),
-                (name("attn_k"), (kv, width)),
-                (name("attn_v"), (kv, width)),
-                (name("attn_output"), (width, width)),
-                (name("ffn_gate"), (inner, width)),
-                (name("ffn_up"), (inner, width)),
-                (name("ffn_down"), (width, inner)),
+                (name("attn_norm"), 1, width),
+                (name("attn_q"), queries, width),
+                (name("attn_k"), keys, width),
+                (name("attn_v"), keys, width),
+                (name("attn_output"), width, queries),
+                (name("ffn_norm"), 1, width),
+                (name("ffn_gate"), inner, width),
+                (name("ffn_up"), inner, width),
+                (name("ffn_down"), width, inner),
             ]
         };
-        let embedding = ("token_embd.weight".to_owned(), (self.vocabulary, width));
-        std::iter::once(embedding).chain((0..self.layers).flat_map(layer)).collect()
+        let mut tensors = vec![("token_embd.weight".to_owned(), self.vocabulary, width)];
+        tensors.extend((0..self.layers).flat_map(layer));
+        tensors.push(("output_norm.weight".to_owned(), 1, width));
+        if self.own_output {
+            tensors.push(("output.weight".to_owned(), self.vocabulary, width));
+        }
+        tensors
     }
 
     /// Number of weights.
     pub fn parameters(&self) -> usize {
-        let matrices: usize = self.matrices().iter().map(|(_, (rows, columns))| rows * columns).sum();
-        matrices + (2 * self.layers + 1) * self.width
+        self.tensors().iter().map(|(_, rows, columns)| rows * columns).sum()
+    }
+
+    /// Multiply-adds of one token's products, both ways, times two: what a training step computes for it beside attention.
+    pub fn work_per_token(&self) -> f64 {
+        let matrices: usize =
+            self.tensors().iter().filter(|part| part.1 > 1).map(|(_, rows, columns)| rows * columns).sum();
+        let looked_up = if self.own_output { self.vocabulary * self.width } else { 0 };
+        6.0 * (matrices - looked_up) as f64
     }
 }
 
-/// The network: variables by their GGUF names.
+/// Where one tensor lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Its GGUF name.
+    pub name: String,
+    /// Its rows; norms have one.
+    pub rows: usize,
+    /// Its columns.
+    pub columns: usize,
+    /// Its first place.
+    pub start: usize,
+}
+
+impl Part {
+    /// All its places.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.start..self.start + self.rows * self.columns
+    }
+
+    /// Whether it is a vector, which neither decays nor is quantised.
+    pub fn is_norm(&self) -> bool {
+        self.rows == 1
+    }
+}
+
+/// First places of one layer's tensors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LayerPlaces {
+    pub attention_norm: usize,
+    pub turned: usize,
+    pub output: usize,
+    pub forward_norm: usize,
+    pub gate_up: usize,
+    pub down: usize,
+}
+
+/// A network's sizes and weights.
+#[derive(Clone, Debug)]
 pub struct Network {
-    /// Its shape.
+    /// Its sizes.
     pub shape: Shape,
-    /// Its variables, by GGUF tensor name; matrices are (out, in).
-    pub variables: BTreeMap<String, Var>,
-    cosine: Tensor,
-    sine: Tensor,
+    /// Its tensors, in their order.
+    pub parts: Vec<Part>,
+    /// All weights.
+    pub weights: Vec<f32>,
 }
 
 impl Network {
-    /// Fresh random weights: normal, narrower where they write to the residual stream; norms are one.
-    pub fn random(shape: Shape, device: &Device) -> Result<Self> {
-        let width = shape.width;
-        let deviation = 0.02 * (768.0 / width as f64).sqrt();
-        let residual = deviation / ((2 * shape.layers) as f64).sqrt();
-        let mut variables = BTreeMap::new();
-        for (name, size) in shape.matrices() {
-            let writes = name.ends_with("attn_output.weight") || name.ends_with("ffn_down.weight");
+    /// Random weights that only the seed decides: normal, narrower where they write to the residual stream; norms are one.
+    pub fn random(shape: Shape, seed: u64) -> Self {
+        let mut network = Self::zero(shape);
+        let mut generator = rand::rngs::StdRng::seed_from_u64(seed);
+        let deviation = 0.02 * (768.0 / network.shape.width as f32).sqrt();
+        let residual = deviation / ((2 * network.shape.layers) as f32).sqrt();
+        for part in network.parts.clone() {
+            let writes = part.name.ends_with("attn_output.weight") || part.name.ends_with("ffn_down.weight");
             let deviation = if writes { residual } else { deviation };
-            let values = Tensor::randn(0_f32, deviation as f32, size, device)?;
-            variables.insert(name, Var::from_tensor(&values)?);
+            for weight in &mut network.weights[part.range()] {
+                *weight = if part.is_norm() { 1.0 } else { normal(&mut generator) * deviation };
+            }
         }
-        let norms = (0..shape.layers)
-            .flat_map(|layer| [format!("blk.{layer}.attn_norm.weight"), format!("blk.{layer}.ffn_norm.weight")])
-            .chain(["output_norm.weight".to_owned()]);
-        for name in norms {
-            variables.insert(name, Var::ones(width, DType::F32, device)?);
-        }
-        Self::of(shape, variables, device)
+        network
     }
 
-    /// A network of given variables.
-    pub fn of(shape: Shape, variables: BTreeMap<String, Var>, device: &Device) -> Result<Self> {
-        let half = shape.head() / 2;
-        let angles: Vec<f32> = (0..shape.context)
-            .flat_map(|position| {
-                let shape = &shape;
-                (0..2 * half).map(move |index| {
-                    let exponent = (index % half) as f64 / half as f64;
-                    (position as f64 / shape.rope_base.powf(exponent)) as f32
-                })
-            })
-            .collect();
-        let angles = Tensor::from_vec(angles, (shape.context, 2 * half), device)?;
-        Ok(Self { cosine: angles.cos()?, sine: angles.sin()?, shape, variables })
+    /// All weights zero, to be filled.
+    pub fn zero(shape: Shape) -> Self {
+        let mut start = 0;
+        let part = |(name, rows, columns): (String, usize, usize)| {
+            let part = Part { name, rows, columns, start };
+            start += rows * columns;
+            part
+        };
+        let parts: Vec<Part> = shape.tensors().into_iter().map(part).collect();
+        let count = parts.last().map_or(0, |last| last.range().end);
+        Self { shape, parts, weights: vec![0.0; count] }
     }
 
-    fn weight(&self, name: &str) -> Result<&Tensor> {
-        match self.variables.get(name) {
-            Some(variable) => Ok(variable.as_tensor()),
-            None => candle_core::bail!("the network has no variable {name}"),
-        }
+    /// One tensor's values.
+    pub fn tensor(&self, name: &str) -> Option<&[f32]> {
+        let part = self.parts.iter().find(|part| part.name == name)?;
+        self.weights.get(part.range())
     }
 
-    fn linear(&self, input: &Tensor, name: &str) -> Result<Tensor> {
-        let (batch, length, width) = input.dims3()?;
-        let weight = self.weight(name)?;
-        input.reshape((batch * length, width))?.matmul(&weight.t()?)?.reshape((batch, length, ()))
+    /// One tensor's values, to be changed.
+    pub fn tensor_mut(&mut self, name: &str) -> Option<&mut [f32]> {
+        let range = self.parts.iter().find(|part| part.name == name)?.range();
+        self.weights.get_mut(range)
     }
 
-    fn norm(&self, input: &Tensor, name: &str) -> Result<Tensor> {
-        let scale = (input.sqr()?.mean_keepdim(D::Minus1)? + self.shape.norm_epsilon)?.sqrt()?.recip()?;
-        input.broadcast_mul(&scale)?.broadcast_mul(self.weight(name)?)
+    pub(super) fn layer(&self, layer: usize) -> LayerPlaces {
+        let shape = &self.shape;
+        let (width, queries) = (shape.width, shape.heads * shape.head());
+        let sizes = [width, shape.turned() * width, width * queries, width, 2 * shape.feed_forward * width];
+        let size = sizes.iter().sum::<usize>() + shape.feed_forward * width;
+        let attention_norm = shape.vocabulary * width + layer * size;
+        let turned = attention_norm + sizes[0];
+        let output = turned + sizes[1];
+        let forward_norm = output + sizes[2];
+        let gate_up = forward_norm + sizes[3];
+        LayerPlaces { attention_norm, turned, output, forward_norm, gate_up, down: gate_up + sizes[4] }
     }
 
-    fn rotate(&self, input: &Tensor, length: usize) -> Result<Tensor> {
+    pub(super) fn last_norm(&self) -> usize {
+        self.layer(self.shape.layers).attention_norm
+    }
+
+    /// First place of the matrix that gives the logits.
+    pub(super) fn output(&self) -> usize {
+        if self.shape.own_output { self.last_norm() + self.shape.width } else { 0 }
+    }
+
+    /// Cosines and sines of the angles of `length` positions: half a head each.
+    pub(super) fn angles(&self, length: usize) -> (Vec<f32>, Vec<f32>) {
         let half = self.shape.head() / 2;
-        let low = input.narrow(D::Minus1, 0, half)?;
-        let high = input.narrow(D::Minus1, half, half)?;
-        let turned = Tensor::cat(&[&high.neg()?, &low], D::Minus1)?;
-        let cosine = self.cosine.narrow(0, 0, length)?;
-        let sine = self.sine.narrow(0, 0, length)?;
-        input.broadcast_mul(&cosine)? + turned.broadcast_mul(&sine)?
-    }
-
-    fn attention(&self, input: &Tensor, layer: usize, mask: &Tensor) -> Result<Tensor> {
-        let (batch, length, width) = input.dims3()?;
-        let (heads, kv_heads, head) = (self.shape.heads, self.shape.kv_heads, self.shape.head());
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        let split = |part: &str, count: usize| -> Result<Tensor> {
-            self.linear(input, &name(part))?.reshape((batch, length, count, head))?.transpose(1, 2)?.contiguous()
+        let angle = |position: usize, pair: usize| {
+            let exponent = pair as f64 / half as f64;
+            (position as f64 / self.shape.rope_base.powf(exponent)) as f32
         };
-        let query = self.rotate(&split("attn_q", heads)?, length)?;
-        let key = self.rotate(&split("attn_k", kv_heads)?, length)?;
-        let value = split("attn_v", kv_heads)?;
-        let repeat = |part: Tensor| -> Result<Tensor> {
-            let times = heads / kv_heads;
-            part.unsqueeze(2)?.expand((batch, kv_heads, times, length, head))?.reshape((batch, heads, length, head))
-        };
-        let (key, value) = (repeat(key)?, repeat(value)?);
-        let scores = (query.contiguous()?.matmul(&key.t()?.contiguous()?)? / (head as f64).sqrt())?;
-        let scores = scores.broadcast_add(mask)?;
-        let shares = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        let mixed = shares.matmul(&value.contiguous()?)?.transpose(1, 2)?.reshape((batch, length, width))?;
-        self.linear(&mixed, &name("attn_output"))
-    }
-
-    /// Logits of (batch, length) token ids: (batch · length, vocabulary).
-    pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
-        let (batch, length) = ids.dims2()?;
-        let width = self.shape.width;
-        let embedding = self.weight("token_embd.weight")?;
-        let mut state = embedding.embedding(&ids.flatten_all()?)?.reshape((batch, length, width))?;
-        let mask: Vec<f32> = (0..length)
-            .flat_map(|row| (0..length).map(move |column| if column > row { f32::NEG_INFINITY } else { 0.0 }))
-            .collect();
-        let mask = Tensor::from_vec(mask, (length, length), ids.device())?;
-        for layer in 0..self.shape.layers {
-            let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            let normal = self.norm(&state, &name("attn_norm"))?;
-            state = (state + self.attention(&normal, layer, &mask)?)?;
-            let normal = self.norm(&state, &name("ffn_norm"))?;
-            let gate = self.linear(&normal, &name("ffn_gate"))?.silu()?;
-            let inner = (gate * self.linear(&normal, &name("ffn_up"))?)?;
-            state = (state + self.linear(&inner, &name("ffn_down"))?)?;
-        }
-        let state = self.norm(&state, "output_norm.weight")?.reshape((batch * length, width))?;
-        state.matmul(&embedding.t()?)
-    }
-
-    /// Mean cross entropy of `targets` (flat), weighted.
-    pub fn loss(&self, ids: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
-        let logits = self.logits(ids)?;
-        let largest = logits.max_keepdim(D::Minus1)?.detach();
-        let total = logits.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        let chosen = logits.gather(&targets.unsqueeze(1)?, 1)?;
-        let losses = (total + largest)?.sub(&chosen)?.squeeze(1)?;
-        (losses * weights)?.sum_all()? / weights.sum_all()?.to_scalar::<f32>()? as f64
+        let angles = (0..length).flat_map(|position| (0..half).map(move |pair| angle(position, pair)));
+        angles.map(|angle| (angle.cos(), angle.sin())).unzip()
     }
 }
 
+/// One draw of the standard normal distribution (Box & Muller 1958).
+fn normal(generator: &mut impl rand::Rng) -> f32 {
+    let (one, other): (f64, f64) = (generator.random(), generator.random());
+    ((-2.0 * (1.0 - one).ln()).sqrt() * (std::f64::consts::TAU * other).cos()) as f32
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn tiny() -> Shape {
+    /// A shape small enough for finite differences.
+    pub fn tiny() -> Shape {
         Shape {
             vocabulary: 32,
             width: 16,
             layers: 2,
             heads: 4,
             kv_heads: 2,
+            head_width: None,
             feed_forward: 24,
-            context: 8,
+            context: 16,
             rope_base: 10_000.0,
             norm_epsilon: 1e-5,
+            own_output: false,
         }
     }
 
     #[test]
-    fn every_variable_gets_a_gradient() {
-        let device = Device::Cpu;
-        let network = Network::random(tiny(), &device).unwrap();
-        let ids = Tensor::from_vec(vec![1_u32, 2, 3, 4, 5, 6, 7, 8], (1, 8), &device).unwrap();
-        let targets = Tensor::from_vec(vec![2_u32, 3, 4, 5, 6, 7, 8, 9], 8, &device).unwrap();
-        let weights = Tensor::ones(8, DType::F32, &device).unwrap();
-        let gradients = network.loss(&ids, &targets, &weights).unwrap().backward().unwrap();
-        for (name, variable) in &network.variables {
-            let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{name} has no gradient"));
-            let size = gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(size > 0.0 && size.is_finite(), "{name}: gradient {size}");
+    fn places_are_those_of_the_names() {
+        for own_output in [false, true] {
+            let network = Network::random(Shape { own_output, head_width: Some(6), ..tiny() }, 1);
+            let start = |name: &str| network.parts.iter().find(|part| part.name == name).unwrap().start;
+            for layer in 0..2 {
+                let places = network.layer(layer);
+                for (place, name) in [
+                    (places.attention_norm, "attn_norm"),
+                    (places.turned, "attn_q"),
+                    (places.output, "attn_output"),
+                    (places.forward_norm, "ffn_norm"),
+                    (places.gate_up, "ffn_gate"),
+                    (places.down, "ffn_down"),
+                ] {
+                    assert_eq!(place, start(&format!("blk.{layer}.{name}.weight")), "{name}");
+                }
+            }
+            assert_eq!(network.last_norm(), start("output_norm.weight"));
+            assert_eq!(network.output(), if own_output { start("output.weight") } else { 0 });
+            assert_eq!(network.weights.len(), network.shape.parameters());
         }
+    }
+
+    #[test]
+    fn only_the_seed_decides_random_weights() {
+        let weights = |seed| Network::random(tiny(), seed).weights;
+        assert_eq!(weights(3), weights(3));
+        assert_ne!(weights(3), weights(4));
+        let embedding = Network::random(Shape { vocabulary: 4000, ..tiny() }, 3);
+        let embedding = embedding.tensor("token_embd.weight").unwrap();
+        let mean = embedding.iter().sum::<f32>() / embedding.len() as f32;
+        let deviation = (embedding.iter().map(|x| x * x).sum::<f32>() / embedding.len() as f32).sqrt();
+        let expected = 0.02 * (768.0_f32 / 16.0).sqrt();
+        assert!(mean.abs() < 0.005 && (deviation / expected - 1.0).abs() < 0.02, "{mean} {deviation}");
     }
 }

@@ -1,274 +1,340 @@
-//! A training run: warm-up, a cosine keyed to the clock, batches in an order that only the step decides, checkpoints.
+//! A training run: batches in an order that only the seed decides, a rate that only the tokens seen decide, a log, checkpoints.
+//!
+//! Nothing that decides the weights knows the clock, so a run that was killed goes on from its checkpoint as if it had not
+//! been: what the log said after that checkpoint is taken back and written again, the same.
 
 use super::TrainError;
-use super::checkpoint::Checkpoint;
-use super::network::{Network, Shape};
-use super::optimizer::StepSize;
-use candle_core::{Device, Tensor};
+use super::chart::{Curve, draw};
+use super::checkpoint::{Checkpoint, Counters};
+use super::network::Network;
+use super::optimizer::{Crew, Moments, StepSize};
+use super::pass::{Aim, Sample, Sums};
+use super::recipe::Training;
+use super::teacher::Teacher;
+use super::write_whole;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How to train.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Schedule {
-    /// Rows in a batch.
-    pub batch: usize,
-    /// Highest learning rate.
-    pub peak_rate: f64,
-    /// Steps of linear warm-up.
-    pub warm_up: usize,
-    /// Weight decay of matrices.
-    pub weight_decay: f64,
-    /// Largest norm of the gradient.
-    pub clip: f64,
-    /// How long to train, over all starts; the rate falls along a cosine to a tenth of a per cent of the peak at the end.
-    pub seconds: f64,
-    /// Time between checkpoints.
-    pub checkpoint_seconds: f64,
-    /// Seed of the order of rows.
+/// What a run is made of.
+pub struct Run<'a> {
+    /// Where log, checkpoints and loss curve go.
+    pub folder: &'a Path,
+    /// The model's name, for the loss curve.
+    pub name: &'a str,
+    /// How to train.
+    pub training: &'a Training,
+    /// What losses are made of.
+    pub aim: Aim,
+    /// Seed of the order of records.
     pub seed: u64,
+    /// What is learnt.
+    pub samples: &'a [Sample],
+    /// What is looked at on the way.
+    pub dev: &'a [Sample],
+    /// Who is asked on the way; nobody where samples have a teacher's shares already, or none are wanted.
+    pub teacher: Option<&'a Teacher>,
 }
 
-impl Schedule {
-    /// Learning rate of step `step` (from 1) after `seconds` of training.
-    fn rate(&self, step: usize, seconds: f64) -> f64 {
-        let warm = (step as f64 / self.warm_up.max(1) as f64).min(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * (seconds / self.seconds).min(1.0)).cos());
-        self.peak_rate * warm * cosine.max(0.001)
-    }
+/// What a run tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event {
+    /// It goes on from a checkpoint of this step.
+    Resumed(u64),
+    /// Some steps are done.
+    Step(Progress),
+    /// Dev was looked at.
+    Dev(Look),
+    /// There is a checkpoint of this step.
+    Saved(u64),
 }
 
-/// A training row: `length` inputs, as many targets, and a weight for each target.
-#[derive(Clone, Debug, Default)]
-pub struct Row {
-    /// Token ids.
-    pub inputs: Vec<u32>,
-    /// The token after each.
-    pub targets: Vec<u32>,
-    /// Weight of each target in the loss.
-    pub weights: Vec<f32>,
-}
-
-/// What a run reports about every twenty seconds.
-#[derive(Clone, Copy, Debug)]
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     /// Steps done.
-    pub step: usize,
+    pub step: u64,
     /// Tokens seen.
     pub tokens: u64,
-    /// Mean loss since the last report.
+    /// Tokens to see in all.
+    pub of: u64,
+    /// Mean loss since the last line.
     pub loss: f64,
-    /// Time spent.
-    pub seconds: f64,
-    /// Learning rate.
+    /// Learning rate of the last step.
     pub rate: f64,
+    /// Norm of the last gradient.
+    pub norm: f64,
+    /// Tokens a second since the run was started or resumed.
+    pub pace: f64,
+    /// Time left at that pace.
+    pub left: Duration,
 }
 
-const REPORT_EVERY: Duration = Duration::from_secs(20);
+/// What dev looks like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Look {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of records whose answer greedy decoding would give exactly, in [0, 1].
+    pub right: f64,
+    /// Records looked at.
+    pub records: usize,
+}
 
-/// Trains on `rows` until the schedule's time is over, going on from the folder's checkpoint if there is one.
+/// Records looked at together.
+const LOOK: usize = 64;
+
+/// Trains until all tokens have been seen, going on from the folder's checkpoint if there is one; `start` gives the first
+/// weights.
+///
+/// # Errors
+/// There is nothing to learn, a file can't be written or belongs to another run, or the loss is no number any more.
 pub fn train(
-    folder: &Path,
-    shape: &Shape,
-    schedule: &Schedule,
-    rows: &[Row],
-    mut report: impl FnMut(Progress),
+    run: &Run<'_>,
+    start: impl FnOnce() -> Result<Network, TrainError>,
+    shape: &super::network::Shape,
+    report: &mut dyn FnMut(Event),
 ) -> Result<Network, TrainError> {
-    std::fs::create_dir_all(folder).map_err(|error| TrainError::file(folder, error))?;
-    let mut state = match Checkpoint::load(folder, shape)? {
-        Some(checkpoint) => checkpoint,
-        None => Checkpoint::fresh(shape)?,
+    if run.samples.iter().all(Sample::is_empty) {
+        return Err(TrainError::NothingToDo("the corpus is empty, or all of it is held out or too long".to_owned()));
+    }
+    let mut log = Log::new(run.folder);
+    let mut state = match Checkpoint::load(run.folder, shape)? {
+        Some(checkpoint) => {
+            log.take_back(checkpoint.counters.step)?;
+            report(Event::Resumed(checkpoint.counters.step));
+            checkpoint
+        }
+        None => {
+            log.take_back(0)?;
+            Checkpoint { network: start()?, moments: Moments::default(), counters: Counters::default() }
+        }
     };
-    let before = state.counters.seconds;
-    let started = Instant::now();
-    let (mut saved, mut reported) = (Instant::now(), Instant::now());
-    let (mut sum, mut count) = (0.0, 0_u32);
-    let mut order = Order::new(rows.len(), schedule)?;
-    while state.counters.seconds < schedule.seconds {
-        let step = state.counters.step + 1;
-        let rate = schedule.rate(step, state.counters.seconds);
-        let batch: Vec<&Row> = order.of_step(step).iter().filter_map(|index| rows.get(*index)).collect();
-        let loss = advance(&mut state, &batch, schedule, rate)?;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { loss, step, folder: folder.to_owned() });
+    let mut crew = Crew::new(&state.network, run.training.threads)?;
+    let (mut order, mut saved) = (Order::new(run.samples, run.seed), state.counters.step);
+    let clock = Clock { before: state.counters.seconds, tokens: state.counters.tokens, started: Instant::now() };
+    while state.counters.tokens < run.training.tokens {
+        let progress = advance(run, &mut state, &mut crew, &mut order);
+        let progress = progress.map_err(|(loss, norm, step)| diverged(run.folder, saved, (loss, norm, step)))?;
+        state.counters.seconds = clock.before + clock.started.elapsed().as_secs_f64();
+        let (step, last) = (state.counters.step, state.counters.tokens >= run.training.tokens);
+        if step.is_multiple_of(run.training.log_steps) || last {
+            report(Event::Step(clock.tell(&mut state.counters, run.training, progress, &mut log)?));
         }
-        state.counters.seconds = before + started.elapsed().as_secs_f64();
-        (sum, count) = (sum + loss, count + 1);
-        if reported.elapsed() > REPORT_EVERY {
-            let (tokens, seconds) = (state.counters.tokens, state.counters.seconds);
-            report(Progress { step, tokens, loss: sum / f64::from(count), seconds, rate });
-            (sum, count, reported) = (0.0, 0, Instant::now());
+        if !run.dev.is_empty() && (step.is_multiple_of(run.training.evaluate_steps) || last) {
+            let look = look(&mut crew, &state, run);
+            log.write(&serde_json::json!({
+                "step": look.step, "tokens": look.tokens, "dev_loss": look.loss, "dev_right": look.right, "dev": look.records,
+            }))?;
+            report(Event::Dev(look));
         }
-        if saved.elapsed().as_secs_f64() > schedule.checkpoint_seconds {
-            state.save(folder)?;
-            saved = Instant::now();
+        if step.is_multiple_of(run.training.checkpoint_steps) || last {
+            state.save(run.folder)?;
+            saved = step;
+            log.draw(run.name)?;
+            report(Event::Saved(step));
         }
     }
-    state.save(folder)?;
     Ok(state.network)
 }
 
-/// Which rows a step sees: every epoch is shuffled by its own seed, so a resumed run sees what an unbroken one would.
-struct Order {
-    rows: usize,
-    batch: usize,
+/// When this start of a run began.
+struct Clock {
+    before: f64,
+    tokens: u64,
+    started: Instant,
+}
+
+impl Clock {
+    /// A line of the log, and what it says.
+    fn tell(
+        &self,
+        counters: &mut Counters,
+        training: &Training,
+        (rate, norm): (f64, f64),
+        log: &mut Log,
+    ) -> Result<Progress, TrainError> {
+        let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
+        let (loss, weight) = std::mem::take(&mut counters.window);
+        let pace = (counters.tokens - self.tokens) as f64 / seconds;
+        let left = training.tokens.saturating_sub(counters.tokens) as f64 / pace.max(1e-9);
+        let progress = Progress {
+            step: counters.step,
+            tokens: counters.tokens,
+            of: training.tokens,
+            loss: loss / weight.max(1e-12),
+            rate,
+            norm,
+            pace,
+            left: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
+        };
+        log.write(&serde_json::json!({
+            "step": progress.step, "tokens": progress.tokens, "loss": progress.loss, "rate": rate, "norm": norm,
+            "seconds": (counters.seconds * 10.0).round() / 10.0,
+        }))?;
+        Ok(progress)
+    }
+}
+
+fn diverged(folder: &Path, saved: u64, (loss, norm, step): (f64, f64, u64)) -> TrainError {
+    let kept = match saved {
+        0 => "there is no checkpoint yet".to_owned(),
+        saved => format!("the last good checkpoint is that of step {saved} in {}", folder.display()),
+    };
+    TrainError::Diverged { loss, norm, step, kept }
+}
+
+/// One step; its rate and the gradient's norm. Loss, norm and step where they are no numbers, and then nothing is moved.
+fn advance(
+    run: &Run<'_>,
+    state: &mut Checkpoint,
+    crew: &mut Crew,
+    order: &mut Order<'_>,
+) -> Result<(f64, f64), (f64, f64, u64)> {
+    let (training, step) = (run.training, state.counters.step + 1);
+    let rate = training.rate(state.counters.tokens);
+    let mut sums = Sums::default();
+    for part in 0..training.accumulate {
+        let batch = order.next(&mut state.counters, training.batch_tokens);
+        state.counters.tokens += batch.iter().map(|sample| sample.len() as u64).sum::<u64>();
+        sums += match run.teacher {
+            Some(teacher) => {
+                let mut taught: Vec<Sample> = batch.into_iter().cloned().collect();
+                teacher.teach(&mut taught);
+                crew.learn(&state.network, &taught.iter().collect::<Vec<_>>(), &run.aim, part == 0)
+            }
+            None => crew.learn(&state.network, &batch, &run.aim, part == 0),
+        };
+    }
+    let size = StepSize { rate, decay: training.weight_decay, clip: training.clip, step };
+    let loss = sums.loss / sums.weight.max(1e-12);
+    let norm =
+        if loss.is_finite() { crew.step(&mut state.network, &mut state.moments, sums.weight, size) } else { f64::NAN };
+    if !norm.is_finite() {
+        return Err((loss, norm, step));
+    }
+    state.counters.step = step;
+    state.counters.window.0 += sums.loss;
+    state.counters.window.1 += sums.weight;
+    Ok((rate, norm))
+}
+
+fn look(crew: &mut Crew, state: &Checkpoint, run: &Run<'_>) -> Look {
+    let mut sums = Sums::default();
+    for samples in run.dev.chunks(LOOK) {
+        sums += crew.look(&state.network, &samples.iter().collect::<Vec<_>>(), &Aim::default());
+    }
+    Look {
+        step: state.counters.step,
+        tokens: state.counters.tokens,
+        loss: sums.loss / sums.weight.max(1e-12),
+        right: sums.right as f64 / sums.records.max(1) as f64,
+        records: sums.records,
+    }
+}
+
+/// Which records come when: every epoch is shuffled by its own seed, so a resumed run sees what an unbroken one would.
+struct Order<'a> {
+    samples: &'a [Sample],
     seed: u64,
-    epoch: Option<usize>,
+    epoch: Option<u64>,
     shuffled: Vec<usize>,
 }
 
-impl Order {
-    fn new(rows: usize, schedule: &Schedule) -> Result<Self, TrainError> {
-        if rows == 0 || schedule.batch == 0 {
-            return Err(TrainError::NothingToDo { rows, batch: schedule.batch });
-        }
-        let batch = schedule.batch.min(rows);
-        Ok(Self { rows, batch, seed: schedule.seed, epoch: None, shuffled: Vec::new() })
+impl<'a> Order<'a> {
+    fn new(samples: &'a [Sample], seed: u64) -> Self {
+        Self { samples, seed, epoch: None, shuffled: Vec::new() }
     }
 
-    /// The rows of step `step`, from 1. What is left of an epoch that fills no batch is skipped.
-    fn of_step(&mut self, step: usize) -> &[usize] {
-        let steps = self.rows / self.batch;
-        let (epoch, within) = ((step - 1) / steps, (step - 1) % steps);
-        if self.epoch != Some(epoch) {
-            self.shuffled = (0..self.rows).collect();
-            let seed = self.seed.wrapping_add(epoch as u64);
-            self.shuffled.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
-            self.epoch = Some(epoch);
+    /// The next records, until they have `tokens`; an epoch's last batch may be smaller.
+    fn next(&mut self, counters: &mut Counters, tokens: usize) -> Vec<&'a Sample> {
+        if counters.seen >= self.samples.len() {
+            (counters.epoch, counters.seen) = (counters.epoch + 1, 0);
         }
-        &self.shuffled[within * self.batch..(within + 1) * self.batch]
+        if self.epoch != Some(counters.epoch) {
+            self.shuffled = (0..self.samples.len()).collect();
+            let seed = self.seed.wrapping_add(counters.epoch);
+            self.shuffled.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            self.epoch = Some(counters.epoch);
+        }
+        let (mut batch, mut count) = (Vec::new(), 0);
+        for index in self.shuffled.iter().skip(counters.seen) {
+            let Some(sample) = self.samples.get(*index) else { break };
+            batch.push(sample);
+            count += sample.len();
+            counters.seen += 1;
+            if count >= tokens {
+                break;
+            }
+        }
+        batch
     }
 }
 
-/// One step on `batch`; its loss before the step.
-fn advance(state: &mut Checkpoint, batch: &[&Row], schedule: &Schedule, rate: f64) -> Result<f64, TrainError> {
-    let length = batch.first().map_or(0, |row| row.inputs.len());
-    let flat = |part: fn(&Row) -> &Vec<u32>| batch.iter().flat_map(|row| part(row).clone()).collect::<Vec<u32>>();
-    let ids = Tensor::from_vec(flat(|row| &row.inputs), (batch.len(), length), &Device::Cpu)?;
-    let targets = Tensor::from_vec(flat(|row| &row.targets), batch.len() * length, &Device::Cpu)?;
-    let weights: Vec<f32> = batch.iter().flat_map(|row| row.weights.clone()).collect();
-    let weights = Tensor::from_vec(weights, batch.len() * length, &Device::Cpu)?;
-    let loss = state.network.loss(&ids, &targets, &weights)?;
-    let value = f64::from(loss.to_scalar::<f32>()?);
-    let gradients = loss.backward()?;
-    state.counters.step += 1;
-    state.counters.tokens += (batch.len() * length) as u64;
-    let size = StepSize { rate, decay: schedule.weight_decay, clip: schedule.clip, step: state.counters.step };
-    state.optimizer.step(&state.network, &gradients, size)?;
-    Ok(value)
+/// The log of a run: JSON lines.
+struct Log {
+    path: PathBuf,
+    curve: PathBuf,
+}
+
+impl Log {
+    fn new(folder: &Path) -> Self {
+        Self { path: folder.join("log.jsonl"), curve: folder.join("loss.svg") }
+    }
+
+    /// Drops what was written after `step`.
+    fn take_back(&mut self, step: u64) -> Result<(), TrainError> {
+        let kept: String = self
+            .lines()?
+            .iter()
+            .filter(|line| number(line, "step") <= step as f64)
+            .map(|line| format!("{line}\n"))
+            .collect();
+        write_whole(&self.path, |file| file.write_all(kept.as_bytes()))
+    }
+
+    fn lines(&self) -> Result<Vec<serde_json::Value>, TrainError> {
+        match std::fs::read_to_string(&self.path) {
+            // A line that a kill cut off is of a step after the checkpoint.
+            Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(TrainError::file(&self.path, error)),
+        }
+    }
+
+    fn write(&mut self, line: &serde_json::Value) -> Result<(), TrainError> {
+        let append = || -> std::io::Result<()> {
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path)?;
+            file.write_all(format!("{line}\n").as_bytes())
+        };
+        append().map_err(|error| TrainError::file(&self.path, error))
+    }
+
+    fn draw(&self, name: &str) -> Result<(), TrainError> {
+        let lines = self.lines()?;
+        let points = |key: &str| -> Vec<(f64, f64)> {
+            let has = lines.iter().filter(|line| line.get(key).is_some());
+            has.map(|line| (number(line, "tokens"), number(line, key))).collect()
+        };
+        let (train, dev) = (points("loss"), points("dev_loss"));
+        let curves = [
+            Curve { name: "training loss", colour: "#2060c0", points: &train },
+            Curve { name: "dev loss", colour: "#c06020", points: &dev },
+        ];
+        let svg = draw(&format!("{name}: loss by tokens seen"), &curves);
+        write_whole(&self.curve, |file| file.write_all(svg.as_bytes()))
+    }
+}
+
+fn number(line: &serde_json::Value, key: &str) -> f64 {
+    line.get(key).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape() -> Shape {
-        Shape {
-            vocabulary: 32,
-            width: 32,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            feed_forward: 32,
-            context: 16,
-            rope_base: 10_000.0,
-            norm_epsilon: 1e-5,
-        }
-    }
-
-    fn schedule() -> Schedule {
-        Schedule {
-            batch: 2,
-            peak_rate: 1e-2,
-            warm_up: 5,
-            weight_decay: 0.0,
-            clip: 1.0,
-            seconds: 1e9,
-            checkpoint_seconds: 1e9,
-            seed: 3,
-        }
-    }
-
-    /// Four rows whose answers depend on their first token.
-    fn rows() -> Vec<Row> {
-        let row = |first: u32| {
-            let tokens: Vec<u32> = (0..9).map(|index| (first * 7 + index * first) % 32).collect();
-            Row { inputs: tokens[..8].to_vec(), targets: tokens[1..].to_vec(), weights: vec![1.0; 8] }
-        };
-        (1..5).map(row).collect()
-    }
-
-    fn steps(state: &mut Checkpoint, order: &mut Order, rows: &[Row], count: usize) -> Vec<f64> {
-        let mut losses = Vec::new();
-        for _ in 0..count {
-            let step = state.counters.step + 1;
-            let batch: Vec<&Row> = order.of_step(step).iter().map(|index| &rows[*index]).collect();
-            losses.push(advance(state, &batch, &schedule(), schedule().rate(step, 0.0)).unwrap());
-        }
-        losses
-    }
-
-    #[test]
-    fn a_handful_of_rows_is_learnt_by_heart() {
-        let mut state = Checkpoint::fresh(&shape()).unwrap();
-        let losses = steps(&mut state, &mut Order::new(4, &schedule()).unwrap(), &rows(), 200);
-        let (first, last) = (losses[0], losses[losses.len() - 1]);
-        assert!(first > 3.0, "untrained: about ln 32, not {first}");
-        assert!(last < 0.4, "after 200 steps: {last}");
-    }
-
-    #[test]
-    fn a_resumed_run_goes_on_as_the_unbroken_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let rows = rows();
-        let mut state = Checkpoint::fresh(&shape()).unwrap();
-        let mut order = Order::new(4, &schedule()).unwrap();
-        steps(&mut state, &mut order, &rows, 3);
-        state.save(folder.path()).unwrap();
-        let unbroken = steps(&mut state, &mut order, &rows, 4);
-        let mut resumed = Checkpoint::load(folder.path(), &shape()).unwrap().unwrap();
-        assert_eq!(resumed.counters.step, 3);
-        assert_eq!(steps(&mut resumed, &mut Order::new(4, &schedule()).unwrap(), &rows, 4), unbroken);
-    }
-
-    #[test]
-    fn the_latest_checkpoint_replaces_the_one_before_and_must_fit_the_shape() {
-        let folder = tempfile::tempdir().unwrap();
-        let none = super::super::checkpoint::latest(folder.path(), &shape()).err().unwrap();
-        assert!(matches!(none, TrainError::NoCheckpoint(_)), "{none}");
-        let mut state = Checkpoint::fresh(&shape()).unwrap();
-        for step in [5, 9] {
-            state.counters.step = step;
-            state.save(folder.path()).unwrap();
-        }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
-        let other = Shape { vocabulary: 64, ..shape() };
-        let error = Checkpoint::load(folder.path(), &other).err().unwrap();
-        assert!(matches!(&error, TrainError::OtherShape { name, .. } if name == "token_embd.weight"), "{error}");
-    }
-
-    #[test]
-    fn every_epoch_sees_every_row_once() {
-        let mut order = Order::new(4, &schedule()).unwrap();
-        for epoch in 0..3 {
-            let mut seen: Vec<usize> = (1..=2).flat_map(|step| order.of_step(epoch * 2 + step).to_vec()).collect();
-            seen.sort_unstable();
-            assert_eq!(seen, [0, 1, 2, 3]);
-        }
-        assert!(matches!(Order::new(0, &schedule()), Err(TrainError::NothingToDo { .. })));
-    }
-
-    #[test]
-    fn the_rate_rises_then_falls_to_almost_nothing() {
-        let schedule = Schedule { seconds: 100.0, ..schedule() };
-        let close = |given: f64, expected: f64| assert!((given - expected).abs() < 1e-9, "{given} {expected}");
-        close(schedule.rate(1, 0.0), 0.2e-2);
-        close(schedule.rate(5, 0.0), 1e-2);
-        close(schedule.rate(50, 50.0), 0.5e-2);
-        close(schedule.rate(99, 100.0), 1e-5);
-        close(schedule.rate(99, 130.0), 1e-5);
-    }
-}
+mod tests;

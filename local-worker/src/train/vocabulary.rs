@@ -1,4 +1,4 @@
-//! A byte-level BPE vocabulary: trained on the corpus, saved as `tokenizer.json`, exported into the GGUF.
+//! A byte-level BPE vocabulary trained on the corpus, saved as `tokenizer.json`, carried by the model file.
 //!
 //! Digits stand alone, the rest is cut as GPT-2 does: the pre-tokenizer that GGUF calls `smollm`.
 
@@ -29,10 +29,12 @@ pub const CHAT_TEMPLATE: &str = concat!(
 /// A trained vocabulary.
 pub struct Vocabulary {
     tokenizer: Tokenizer,
-    user: u32,
-    assistant: u32,
     /// Id of [`END`].
     pub end: u32,
+}
+
+fn wrong(error: impl std::fmt::Display) -> TrainError {
+    TrainError::Vocabulary(error.to_string())
 }
 
 impl Vocabulary {
@@ -54,24 +56,28 @@ impl Vocabulary {
         let mut tokenizer = Tokenizer::new(BPE::default());
         tokenizer.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(pieces)));
         tokenizer.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::default())));
-        tokenizer.train(&mut trainer, texts).map_err(TrainError::Vocabulary)?;
+        tokenizer.train(&mut trainer, texts).map_err(wrong)?;
         Self::of(tokenizer)
     }
 
     fn of(tokenizer: Tokenizer) -> Result<Self, TrainError> {
-        let lacks = |text: &str| TrainError::Vocabulary(format!("the vocabulary lacks {text}").into());
-        let id = |text: &str| tokenizer.token_to_id(text).ok_or_else(|| lacks(text));
-        Ok(Self { user: id(USER)?, assistant: id(ASSISTANT)?, end: id(END)?, tokenizer })
+        for mark in [END, USER, ASSISTANT, SYSTEM] {
+            if tokenizer.token_to_id(mark).is_none() {
+                return Err(wrong(format!("lacks {mark}; is tokenizer.json that of another model?")));
+            }
+        }
+        let end = tokenizer.token_to_id(END).unwrap_or_default();
+        Ok(Self { end, tokenizer })
     }
 
     /// Loads `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self, TrainError> {
-        Self::of(Tokenizer::from_file(path).map_err(TrainError::Vocabulary)?)
+        Self::of(Tokenizer::from_file(path).map_err(wrong)?)
     }
 
     /// Saves `tokenizer.json`.
     pub fn save(&self, path: &Path) -> Result<(), TrainError> {
-        self.tokenizer.save(path, false).map_err(TrainError::Vocabulary)
+        self.tokenizer.save(path, false).map_err(wrong)
     }
 
     /// Number of tokens.
@@ -85,31 +91,21 @@ impl Vocabulary {
     }
 
     /// Ids of plain text.
+    ///
+    /// # Errors
+    /// The text can't be split.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TrainError> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(TrainError::Vocabulary)?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(self.tokenizer.encode_fast(text, false).map_err(wrong)?.get_ids().to_vec())
     }
 
-    /// Whether `id` is one of the four marks.
-    pub fn is_mark(&self, id: u32) -> bool {
-        [END, USER, ASSISTANT, SYSTEM].iter().any(|text| self.tokenizer.token_to_id(text) == Some(id))
-    }
-
-    /// Ids of a prompt up to and including the opening of the model's turn, and of its answer with its end: what
-    /// [`CHAT_TEMPLATE`] renders for one message of the user.
-    pub fn example(&self, prompt: &str, answer: &str) -> Result<(Vec<u32>, Vec<u32>), TrainError> {
-        let mut ids = vec![self.user];
-        ids.extend(self.encode(prompt)?);
-        ids.extend([self.end, self.assistant]);
-        let mut answer = self.encode(answer)?;
-        answer.push(self.end);
-        Ok((ids, answer))
+    /// Whether `token` is one of the four marks.
+    pub fn is_mark(token: &str) -> bool {
+        [END, USER, ASSISTANT, SYSTEM].contains(&token)
     }
 
     /// The vocabulary in id order, and the merges as GGUF writes them: two tokens and a blank between.
     pub fn parts(&self) -> Result<(Vec<String>, Vec<String>), TrainError> {
-        let wrong = |problem: &str| TrainError::Vocabulary(problem.into());
-        let json = serde_json::to_value(&self.tokenizer).map_err(|error| TrainError::Vocabulary(error.into()))?;
+        let json = serde_json::to_value(&self.tokenizer).map_err(wrong)?;
         let mut tokens: Vec<String> = vec![String::new(); self.len()];
         for (token, id) in self.tokenizer.get_vocab(true) {
             let slot = tokens.get_mut(id as usize).ok_or_else(|| wrong("token ids are not consecutive"))?;

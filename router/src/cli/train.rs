@@ -1,6 +1,8 @@
 //! `sluice train scorer`: fits a scorer from recorded outcomes, writes its card, and solves the thresholds of policies.
 
 mod judge;
+#[cfg(feature = "lab")]
+pub mod model;
 
 use crate::catalog::Catalog;
 use crate::evidence::bound::Promise;
@@ -27,6 +29,26 @@ pub enum TrainVerb {
     Scorer(ScorerArguments),
     /// The judge that looks at a finished draft before anything of it is shown.
     Judge(judge::JudgeArguments),
+    /// A small model, from a recipe and a corpus of prompts and answers.
+    #[cfg(feature = "lab")]
+    Model(model::ModelArguments),
+    /// A small model; this binary was built without: `cargo build --release -p router --features lab`.
+    #[cfg(not(feature = "lab"))]
+    Model(NoLab),
+}
+
+/// Any arguments of a verb that this binary was built without.
+#[cfg(not(feature = "lab"))]
+#[derive(Clone, Debug, Args)]
+pub struct NoLab {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<String>,
+}
+
+/// What such a verb answers.
+#[cfg(not(feature = "lab"))]
+pub fn no_lab() -> anyhow::Result<ExitCode> {
+    anyhow::bail!("this binary was built without the model lab: cargo build --release -p router --features lab")
 }
 
 /// Arguments of `train scorer`.
@@ -72,6 +94,10 @@ pub fn run(verb: &TrainVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
         TrainVerb::Scorer(arguments) => scorer(arguments, out),
         TrainVerb::Judge(arguments) => judge::run(arguments, out),
+        #[cfg(feature = "lab")]
+        TrainVerb::Model(arguments) => model::run(arguments, out),
+        #[cfg(not(feature = "lab"))]
+        TrainVerb::Model(_) => no_lab(),
     }
 }
 

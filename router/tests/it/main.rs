@@ -10,6 +10,8 @@ mod edge;
 mod embed;
 mod experiment;
 mod house;
+#[cfg(feature = "lab")]
+mod lab;
 mod learning;
 mod metrics;
 mod models;

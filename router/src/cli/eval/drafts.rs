@@ -32,15 +32,23 @@ pub struct DraftArguments {
     pub tasks: Vec<String>,
     /// Of suites with a licence and a split by hash: leave out what a model was trained on, by its recipe. Only records that it
     /// held out stay, and of them those whose tasks it serves.
-    #[arg(long, value_name = "RECIPE.json", requires = "suite")]
+    #[arg(long, value_name = "RECIPE.toml", requires = "suite")]
     pub held_out: Option<PathBuf>,
 }
 
 /// What a recipe of training says of records.
 #[derive(Deserialize)]
 struct Recipe {
+    data: RecipeData,
+}
+
+/// The part of it that chooses.
+#[derive(Deserialize)]
+struct RecipeData {
+    #[serde(default)]
     holdout_share: f64,
-    served_tasks: Vec<String>,
+    #[serde(default)]
+    tasks: Vec<String>,
 }
 
 impl DraftArguments {
@@ -56,11 +64,11 @@ impl DraftArguments {
             records.retain(|record| self.tasks.contains(&record.task));
         }
         if let Some(file) = &self.held_out {
-            let recipe: Recipe = serde_json::from_str(&super::read(file)?)
+            let recipe: Recipe = toml::from_str(&super::read(file)?)
                 .with_context(|| format!("{}: no recipe of training", file.display()))?;
-            records.retain(|record| {
-                hash_share(&record.prompt) < recipe.holdout_share && recipe.served_tasks.contains(&record.task)
-            });
+            let RecipeData { holdout_share, tasks } = recipe.data;
+            let served = |task: &String| tasks.is_empty() || tasks.contains(task);
+            records.retain(|record| hash_share(&record.prompt) < holdout_share && served(&record.task));
             anyhow::ensure!(!records.is_empty(), "{} held none of the records out", file.display());
         }
         Ok(records)

@@ -217,11 +217,11 @@ fn records_are_chosen_by_task_and_by_what_a_recipe_held_out() {
     let unknown = refused(drafts::DraftArguments { tasks: vec!["spam".to_owned()], ..Default::default() });
     assert!(unknown.contains("no task `spam`; it has handoff, same_intent, slots_json, topic"), "{unknown}");
     let held_out = |share: f64| {
-        let recipe = format!("{{\"holdout_share\": {share}, \"served_tasks\": [\"topic\"], \"seed\": 1}}");
-        Some(bench.write("recipe.json", &recipe))
+        let recipe = format!("seed = 1\n[data]\nholdout_share = {share:?}\ntasks = [\"topic\"]\n");
+        Some(bench.write("recipe.toml", &recipe))
     };
     let none = refused(drafts::DraftArguments { held_out: held_out(0.0), ..Default::default() });
-    assert!(none.contains("recipe.json held none of the records out"), "{none}");
+    assert!(none.contains("recipe.toml held none of the records out"), "{none}");
     let drafts = drafts::DraftArguments { held_out: held_out(1.0), ..Default::default() };
     let told: Value =
         serde_json::from_str(&said(&ModelArguments { drafts, ..bench.arguments(std::slice::from_ref(&suite)) }).unwrap()).unwrap();

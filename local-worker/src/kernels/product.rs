@@ -1,0 +1,132 @@
+//! Products of single-precision matrices for training: the `gemm` crate behind views whose bounds are checked.
+//!
+//! One thread a product: training gives each thread records of its own, so that none waits for another inside a step.
+#![allow(unsafe_code, reason = "the crate takes pointers; the views prove that every place is inside a slice")]
+
+/// Places of a matrix in a slice: `row · row_step + column · column_step`.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    rows: usize,
+    columns: usize,
+    row_step: usize,
+    column_step: usize,
+}
+
+impl Places {
+    fn fit(&self, length: usize) -> bool {
+        self.rows == 0
+            || self.columns == 0
+            || (self.rows - 1) * self.row_step + (self.columns - 1) * self.column_step < length
+    }
+}
+
+/// A matrix in a slice.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    values: &'a [f32],
+    places: Places,
+}
+
+impl<'a> View<'a> {
+    /// `rows` of `columns` values, a row beginning every `step` values.
+    ///
+    /// # Panics
+    /// The slice is too short.
+    pub fn new(values: &'a [f32], rows: usize, columns: usize, step: usize) -> Self {
+        let places = Places { rows, columns, row_step: step, column_step: 1 };
+        assert!(places.fit(values.len()), "{places:?} in {} values", values.len());
+        Self { values, places }
+    }
+
+    /// The same, rows as columns.
+    pub fn transposed(self) -> Self {
+        let Places { rows, columns, row_step, column_step } = self.places;
+        Self { places: Places { rows: columns, columns: rows, row_step: column_step, column_step: row_step }, ..self }
+    }
+}
+
+/// A matrix in a slice, to be written.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    values: &'a mut [f32],
+    places: Places,
+}
+
+impl<'a> ViewMut<'a> {
+    /// See [`View::new`].
+    ///
+    /// # Panics
+    /// The slice is too short, or rows overlap.
+    pub fn new(values: &'a mut [f32], rows: usize, columns: usize, step: usize) -> Self {
+        let places = Places { rows, columns, row_step: step, column_step: 1 };
+        assert!(places.fit(values.len()) && step >= columns, "{places:?} in {} values", values.len());
+        Self { values, places }
+    }
+}
+
+/// `out = factor · left · right`, or `out += …` if `add`.
+///
+/// # Panics
+/// The sizes don't match.
+pub fn product(out: ViewMut<'_>, left: View<'_>, right: View<'_>, factor: f32, add: bool) {
+    let (to, a, b) = (out.places, left.places, right.places);
+    assert!(a.rows == to.rows && b.columns == to.columns && a.columns == b.rows, "{a:?} times {b:?} is no {to:?}");
+    // SAFETY: the views' constructors proved that all places are inside their slices, and the slices outlive the call.
+    unsafe {
+        gemm::gemm(
+            to.rows,
+            to.columns,
+            a.columns,
+            out.values.as_mut_ptr(),
+            to.column_step as isize,
+            to.row_step as isize,
+            add,
+            left.values.as_ptr(),
+            a.column_step as isize,
+            a.row_step as isize,
+            right.values.as_ptr(),
+            b.column_step as isize,
+            b.row_step as isize,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, step: f32) -> Vec<f32> {
+        (0..count).map(|index| (index as f32 * step).sin()).collect()
+    }
+
+    #[test]
+    fn products_are_those_of_the_textbook_in_any_orientation() {
+        let (m, n, k) = (5, 7, 3);
+        let (a, b) = (values(m * (k + 2), 0.7), values(n * (k + 1), 1.3));
+        let mut out = vec![1.0; m * (n + 4)];
+        for add in [false, true] {
+            let right = View::new(&b, n, k, k + 1).transposed();
+            product(ViewMut::new(&mut out, m, n, n + 4), View::new(&a, m, k, k + 2), right, 0.5, add);
+            let times = if add { 2.0 } else { 1.0 };
+            for (i, row) in out.chunks(n + 4).enumerate() {
+                for j in 0..n {
+                    let sum: f32 = (0..k).map(|x| a[i * (k + 2) + x] * b[j * (k + 1) + x]).sum();
+                    assert!((row[j] - times * 0.5 * sum).abs() < 1e-6, "{i} {j}");
+                }
+                assert_eq!(row[n..], [1.0; 4], "what lies between rows stays");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "in 11 values")]
+    fn a_view_outside_its_slice_is_refused() {
+        View::new(&[0.0; 11], 3, 4, 4);
+    }
+}

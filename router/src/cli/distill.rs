@@ -1,0 +1,90 @@
+//! `sluice distill`: a student learns what a teacher says: how likely it finds each token, or the answers it wrote.
+
+use crate::cli::eval::source;
+use crate::cli::train::model::{Teller, tell_plan};
+use clap::Args;
+use local_worker::train::folder::{Files, Lesson, Prepared};
+use local_worker::train::pass::Aim;
+use local_worker::train::recipe::Recipe;
+use local_worker::train::teacher::Teacher;
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `distill`.
+#[derive(Clone, Debug, Args)]
+#[command(group(clap::ArgGroup::new("lesson").required(true).multiple(true).args(["teacher", "answers"])))]
+pub struct DistillArguments {
+    /// The student and how it is trained: a recipe of `sluice train model`; `start.model` may be a pruned copy of the teacher.
+    #[arg(value_name = "RECIPE.toml")]
+    pub recipe: PathBuf,
+    /// A model whose shares of tokens are learnt: a GGUF file, a folder, or a model of the catalog; of the student's vocabulary.
+    #[arg(long, value_name = "MODEL")]
+    pub teacher: Option<String>,
+    /// The catalog to look a name up in; the one inside the binary if absent.
+    #[arg(long, value_name = "FILE")]
+    pub catalog: Option<PathBuf>,
+    /// Answers that a teacher wrote, learnt in the place of right ones: JSON lines with `id` and `given`, as
+    /// `sluice eval model --answers` writes them.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub answers: Vec<PathBuf>,
+    /// The corpus, as of `sluice train model`.
+    #[arg(long, num_args = 1.., value_name = "FILE", required = true)]
+    pub data: Vec<PathBuf>,
+    /// Records to look at on the way; those that the recipe holds out of the corpus if absent.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub dev: Vec<PathBuf>,
+    /// The run's folder, as of `sluice train model`.
+    #[arg(long, value_name = "DIR")]
+    pub folder: PathBuf,
+    /// What logits of both are divided by before shares are compared.
+    #[arg(long, default_value_t = 2.0, value_name = "T")]
+    pub temperature: f32,
+    /// How much the teacher's shares count, from 0 to 1; right answers count the rest.
+    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
+    pub soft: f32,
+    /// The teacher's likeliest tokens that are kept of each target.
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub top: usize,
+    /// Ask the teacher about every record once and keep what it said, instead of each time a record is seen.
+    #[arg(long, requires = "teacher")]
+    pub ahead: bool,
+}
+
+/// Runs `distill`.
+pub fn run(arguments: &DistillArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let recipe = Recipe::read(&arguments.recipe)?;
+    let positive = arguments.temperature.is_finite() && arguments.temperature > 0.0;
+    anyhow::ensure!(positive, "--temperature must be above 0, not {}", arguments.temperature);
+    anyhow::ensure!((0.0..=1.0).contains(&arguments.soft), "--soft must be from 0 to 1, not {}", arguments.soft);
+    let threads = recipe.training.threads;
+    let teacher = match &arguments.teacher {
+        Some(name) => {
+            let found = source::find(name, arguments.catalog.as_deref())?;
+            Some(Teacher::load(&found, (arguments.temperature, arguments.top), threads)?)
+        }
+        None => None,
+    };
+    let files = Files { train: arguments.data.clone(), dev: arguments.dev.clone(), answers: arguments.answers.clone() };
+    let notes = json!({
+        "teacher": arguments.teacher, "temperature": arguments.temperature, "soft": arguments.soft, "top": arguments.top,
+    });
+    let mut prepared = Prepared::new(recipe, &files, &arguments.folder, notes)?;
+    tell_plan(&prepared.plan(), out)?;
+    let mut lesson = Lesson::default();
+    if let Some(teacher) = &teacher {
+        teacher.check(prepared.metadata())?;
+        lesson.aim = Aim { hard: 1.0 - arguments.soft, soft: arguments.soft, temperature: arguments.temperature };
+        if arguments.ahead {
+            prepared.ask_ahead(teacher);
+        } else {
+            lesson.teacher = Some(teacher);
+        }
+    }
+    let mut teller = Teller::new(out);
+    let model = prepared.run(&lesson, &mut |event| teller.tell(event))?;
+    teller.finish()?;
+    writeln!(out, "{}", model.display())?;
+    Ok(ExitCode::SUCCESS)
+}
