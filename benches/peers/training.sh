@@ -7,7 +7,7 @@ cache=.cache/peers
 mkdir -p "$cache"
 if [ ! -x "$cache/torch/bin/python" ]; then
     python3 -m venv "$cache/torch"
-    "$cache/torch/bin/pip" install --quiet numpy torch==2.9.1
+    "$cache/torch/bin/pip" install --quiet numpy torch==2.15.0
 fi
 [ -n "${TRAIN_SPEED:-}" ] || cargo build --release -p local-worker --features lab --example train_speed
 speed=${TRAIN_SPEED:-${CARGO_TARGET_DIR:-target}/release/examples/train_speed}
