@@ -17,9 +17,6 @@ use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-#[cfg(feature = "lab")]
-pub(crate) use tensors::neighbours;
-
 /// Metadata and tensors.
 pub type Parts = (DecoderShape, BTreeMap<String, Value>, BTreeMap<String, QTensor>);
 

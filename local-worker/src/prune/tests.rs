@@ -77,7 +77,7 @@ fn layers_that_do_nothing_go_first_and_nothing_is_lost_with_them() {
     }
     let words = Words::new(&metadata, network.shape.vocabulary).unwrap();
     let tokens = words.encode(TEXT).unwrap();
-    let influences = influences(&network, &[tokens.clone()]);
+    let influences = influences(&network, std::slice::from_ref(&tokens));
     assert_eq!(influences.len(), 4);
     assert!(influences[1].abs() < 1e-6 && influences[0] > 0.01, "{influences:?}");
     let (small, dropped) = drop_layers(&network, &influences, 3).unwrap();

@@ -20,11 +20,11 @@ pub enum Pattern {
 /// # Errors
 /// The watch is not of this network, the share is none, or rows don't fit the pattern.
 pub fn zero(network: &mut Network, pattern: Pattern, watch: Option<&Watch>) -> Result<(), PruneError> {
-    if let Pattern::Share(share) = pattern {
-        if !(0.0..1.0).contains(&share) {
-            let right = "the share that becomes zero must be from 0 to below 1";
-            return Err(PruneError::Amount { what: "weights", wanted: 0, there: network.weights.len(), right });
-        }
+    if let Pattern::Share(share) = pattern
+        && !(0.0..1.0).contains(&share)
+    {
+        let right = "the share that becomes zero must be from 0 to below 1";
+        return Err(PruneError::Amount { what: "weights", wanted: 0, there: network.weights.len(), right });
     }
     for (index, layer, site) in matrices(network) {
         let part = network.parts[index].clone();

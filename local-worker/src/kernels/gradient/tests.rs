@@ -87,9 +87,9 @@ fn shares_angles_and_losses_pull_as_differences_say() {
 
         let soft = Soft { ids: &[3, 9, 30], shares: &[0.5, 0.25, 0.25], temperature: 2.0, weight: 0.5 };
         let mut pulled = vec![0.0; 36];
-        soft_divergence(level, &scores, soft, &mut vec![0.0; 36], &mut pulled);
+        soft_divergence(level, &scores, soft, &mut [0.0; 36], &mut pulled);
         check("teacher", &scores, &pulled, |logits| {
-            0.5 * f64::from(soft_divergence(level, logits, soft, &mut vec![0.0; 36], &mut vec![0.0; 36]))
+            0.5 * f64::from(soft_divergence(level, logits, soft, &mut [0.0; 36], &mut [0.0; 36]))
         });
     }
 }

@@ -223,7 +223,9 @@ fn records_are_chosen_by_task_and_by_what_a_recipe_held_out() {
     let none = refused(drafts::DraftArguments { held_out: held_out(0.0), ..Default::default() });
     assert!(none.contains("recipe.toml held none of the records out"), "{none}");
     let drafts = drafts::DraftArguments { held_out: held_out(1.0), ..Default::default() };
-    let told: Value =
-        serde_json::from_str(&said(&ModelArguments { drafts, ..bench.arguments(std::slice::from_ref(&suite)) }).unwrap()).unwrap();
+    let told: Value = serde_json::from_str(
+        &said(&ModelArguments { drafts, ..bench.arguments(std::slice::from_ref(&suite)) }).unwrap(),
+    )
+    .unwrap();
     assert_eq!((told["tasks"].as_array().unwrap().len(), &told["tasks"][0]["task"]), (1, &json!("topic")));
 }
