@@ -94,7 +94,10 @@ pub fn run(arguments: &ModelsArguments, out: &mut dyn Write) -> anyhow::Result<E
         }
         Some(ModelsVerb::Pull(arguments)) => runtime.block_on(gateway::pull(arguments, out))?,
         Some(ModelsVerb::Inspect(arguments)) => match PathBuf::from(&arguments.model) {
-            path if path.exists() => inspect::file(&path, arguments.json, out)?,
+            // A file that is meant and missing is told by its name, not looked for in a gateway.
+            path if path.exists() || path.is_absolute() || path.extension().is_some_and(|end| end == "gguf") => {
+                inspect::file(&path, arguments.json, out)?;
+            }
             _ => runtime.block_on(gateway::inspect(arguments, out))?,
         },
     }

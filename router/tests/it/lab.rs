@@ -10,7 +10,7 @@ seed = 1
 [data]
 licences = ["MIT"]
 [network]
-vocabulary = 300
+vocabulary = 264
 width = 64
 layers = 2
 heads = 2

@@ -32,6 +32,7 @@ fn tokenizer(pre_tokenizer: &Value) -> Value {
         "version": "1.0",
         "added_tokens": [added(0, "<|begin|>", true), added(1, "<|end|>", true), added(own, "@@", false)],
         "pre_tokenizer": pre_tokenizer,
+        "decoder": byte_level(),
         "post_processor": {
             "type": "TemplateProcessing", "pair": [], "special_tokens": { "<|begin|>": { "id": "<|begin|>", "ids": [0], "tokens": ["<|begin|>"] } },
             "single": [{ "SpecialToken": { "id": "<|begin|>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
@@ -127,8 +128,10 @@ fn tokens_are_those_of_the_tokenizers_crate() {
                 .filter_map(|event| if let Event::Token { id, .. } = event { Some(id) } else { None })
                 .collect::<Vec<u32>>()
         };
-        let served = answer(folder.path().to_owned());
-        assert!(!served.is_empty() && served == answer(folder.path().join("out.gguf")));
+        // That both give the same answers is tested with whole vocabularies, in `tests/served.rs`.
+        for path in [folder.path().to_owned(), folder.path().join("out.gguf")] {
+            assert!(!answer(path).is_empty());
+        }
     }
 }
 
