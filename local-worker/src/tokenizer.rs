@@ -16,7 +16,8 @@ use fixed::Fixed;
 use pieces::Pieces;
 use pipeline::Pipeline;
 
-pub(crate) use beside::{Beside, ids};
+pub(crate) use beside::Beside;
+pub(crate) use folder::Described;
 pub(crate) use gguf::{GPT_4O, LLAMA_3, QWEN_2};
 pub use stream::TextStream;
 

@@ -6,7 +6,7 @@ mod pieces;
 use super::CompressError;
 use super::directory::malformed;
 use crate::model::{Config, LoadError};
-use crate::tokenizer::{Beside, GPT_4O, LLAMA_3, QWEN_2, ids};
+use crate::tokenizer::{Beside, Described, GPT_4O, LLAMA_3, QWEN_2};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -27,29 +27,24 @@ pub fn read(folder: &Path, config: &Config, size: usize) -> Result<BTreeMap<Stri
     let text = std::fs::read(&path).map_err(|source| LoadError::Io { file: path.display().to_string(), source })?;
     let file: Json = serde_json::from_slice(&text).map_err(|error| malformed(&path, format!("is no JSON: {error}")))?;
     let beside = Beside::read(folder)?;
-    let (tokens, mut kinds) = vocabulary(&file, size).map_err(|problem| malformed(&path, problem))?;
-    let merges = merges(&file).map_err(|problem| malformed(&path, problem))?;
     let unsupported = |problem| LoadError::Unsupported { file: path.display().to_string(), problem };
-    let id_of = |name: &str| tokens.iter().position(|token| token == name);
-    let named = |key: &str| beside.name(key).and_then(id_of);
-    let first = |key: &str| ids(config, key).first().and_then(|id| usize::try_from(*id).ok()).filter(|id| *id < size);
-    let begin = named("bos_token").or_else(|| first("bos_token_id"));
-    let end = named("eos_token").or_else(|| first("eos_token_id"));
-    let processor = file.get("post_processor").unwrap_or(&Json::Null);
-    let begins = begin.is_some_and(|begin| beside.adds_begin(processor, &tokens[begin]));
+    let kind = file.pointer("/model/type").and_then(Json::as_str).unwrap_or("BPE");
+    if kind != "BPE" {
+        return Err(malformed(&path, format!("its model is {kind}; BPE with a `vocab` is turned into GGUF")).into());
+    }
+    let merges = merges(&file).map_err(|problem| malformed(&path, problem))?;
+    let (_, described) = Described::read(folder, config, &beside, size)?;
+    same_ids(&file, &described).map_err(|problem| malformed(&path, problem))?;
+    let (tokens, mut kinds) = vocabulary(&described);
     let mut metadata = BTreeMap::new();
     let mut put = |key: &str, value: Value| drop(metadata.insert(format!("tokenizer.{key}"), value));
-    put("ggml.add_bos_token", Value::Bool(begins));
+    put("ggml.add_bos_token", Value::Bool(described.begins));
+    let other = other_end(&described).map_err(unsupported)?;
     // A turn may end with another token than a text.
-    let turn = beside
-        .ends(config)
-        .into_iter()
-        .map(|id| id as usize)
-        .find(|id| kinds.get(*id) == Some(&CONTROL) && Some(*id) != end);
-    for (key, id) in [("ggml.bos_token_id", begin), ("ggml.eos_token_id", end), ("ggml.eot_token_id", turn)] {
-        if let Some(id) = id {
-            put(key, Value::U32(id as u32));
-        }
+    let turn = described.end.filter(|end| Some(*end) != described.text_end);
+    let named = [("bos", described.begin), ("eos", described.text_end), ("eot", turn), ("eom", other)];
+    for (role, id) in named.into_iter().filter_map(|(role, id)| Some((role, id?))) {
+        put(&format!("ggml.{role}_token_id"), Value::U32(id));
     }
     let texts = |texts: Vec<String>| Value::Array(texts.into_iter().map(Value::String).collect());
     if pieces::are(&file) {
@@ -75,28 +70,42 @@ pub fn read(folder: &Path, config: &Config, size: usize) -> Result<BTreeMap<Stri
 }
 
 /// Tokens by id and their kinds; ids of the model that nobody names are unused.
-fn vocabulary(file: &Json, size: usize) -> Result<(Vec<String>, Vec<i32>), String> {
-    let kind = file.pointer("/model/type").and_then(Json::as_str).unwrap_or("BPE");
-    let Some(named) = file.pointer("/model/vocab").and_then(Json::as_object).filter(|_| kind == "BPE") else {
-        return Err(format!("its model is {kind}; BPE with a `vocab` is turned into GGUF"));
-    };
-    let mut tokens: Vec<String> = (0..size).map(|id| format!("[PAD{id}]")).collect();
-    let mut kinds = vec![UNUSED; size];
-    let mut put = |token: &str, id: Option<u64>, kind: i32| {
-        let id = id.and_then(|id| usize::try_from(id).ok()).filter(|id| *id < size);
-        let id = id.ok_or_else(|| format!("token \"{token}\" has an id that is none of the model's {size}"))?;
-        (tokens[id], kinds[id]) = (token.to_owned(), kind);
-        Ok::<(), String>(())
-    };
-    for (token, id) in named {
-        put(token, id.as_u64(), NORMAL)?;
+fn vocabulary(described: &Described) -> (Vec<String>, Vec<i32>) {
+    let name = |(id, token): (usize, &Option<String>)| token.clone().unwrap_or_else(|| format!("[PAD{id}]"));
+    let mut kinds: Vec<i32> =
+        described.tokens.iter().map(|token| if token.is_some() { NORMAL } else { UNUSED }).collect();
+    for (id, plain) in described.fixed() {
+        kinds[id as usize] = if plain { OWN } else { CONTROL };
     }
+    (described.tokens.iter().enumerate().map(name).collect(), kinds)
+}
+
+/// Refuses added tokens whose ids in the file are not those they are read with: which row of the embedding they mean, nobody knows.
+fn same_ids(file: &Json, described: &Described) -> Result<(), String> {
     for added in file.get("added_tokens").and_then(Json::as_array).into_iter().flatten() {
         let content = added.get("content").and_then(Json::as_str).ok_or("an added token has no content")?;
-        let special = added.get("special").and_then(Json::as_bool).unwrap_or(false);
-        put(content, added.get("id").and_then(Json::as_u64), if special { CONTROL } else { OWN })?;
+        let id = added.get("id").and_then(Json::as_u64).ok_or_else(|| format!("token \"{content}\" has no id"))?;
+        let read = described.tokens.iter().position(|token| token.as_deref() == Some(content));
+        if read.map(|read| read as u64) != Some(id) {
+            let read = read.map_or("none".to_owned(), |read| read.to_string());
+            return Err(format!("token \"{content}\" has the id {id} among added_tokens, and is read with {read}"));
+        }
     }
-    Ok((tokens, kinds))
+    Ok(())
+}
+
+/// What ends an answer beside the end of a text and of a turn, and beside what does by its name: GGUF has room for one.
+fn other_end(described: &Described) -> Result<Option<u32>, String> {
+    let told = |id: &u32| Some(*id) == described.text_end || Some(*id) == described.end || described.ends_by_name(*id);
+    let ends = (0..).zip(&described.ends).filter(|(_, ends)| **ends).map(|(id, _)| id);
+    let others: Vec<u32> = ends.filter(|id| !told(id)).collect();
+    match others.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(*one)),
+        several => {
+            Err(format!("its tokens {several:?} all end answers, GGUF has words for one beside those of text and turn"))
+        }
+    }
 }
 
 /// Pairs with a space between, however the file writes them.

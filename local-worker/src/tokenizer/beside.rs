@@ -90,7 +90,7 @@ impl Beside {
 }
 
 /// The ids that a configuration names under a key: one, or a list.
-pub(crate) fn ids(config: &Config, key: &str) -> Vec<u64> {
+pub(super) fn ids(config: &Config, key: &str) -> Vec<u64> {
     match config.integer(key) {
         Some(id) => vec![id],
         None => config.numbers(key).ok().flatten().unwrap_or_default().into_iter().map(|id| id as u64).collect(),

@@ -38,6 +38,54 @@ impl Tokenizer {
         beside: &Beside,
         vocabulary: usize,
     ) -> Result<Self, LoadError> {
+        let file = folder.join(FILE).display().to_string();
+        let malformed = |problem: String| LoadError::Malformed { file: file.clone(), problem };
+        let unsupported = |problem: String| LoadError::Unsupported { file: file.clone(), problem };
+        let (read, described) = Described::read(folder, config, beside, vocabulary)?;
+        let (bytes, drops_space) = contributions(&read, &described).map_err(unsupported)?;
+        let model = read.get_model().clone();
+        let words = Pipeline::of_file(model, read.get_normalizer(), read.get_pre_tokenizer()).map_err(malformed)?;
+        let names = (described.text(described.begin), described.text(described.text_end));
+        let words = Words::Pipeline(Box::new(words));
+        let unknown = match read.get_model() {
+            ModelWrapper::BPE(model) => model.get_unk_token().as_deref().and_then(|name| read.token_to_id(name)),
+            model => {
+                serde_json::to_value(model).ok().and_then(|model| model.get("unk_id")?.as_u64()).map(|id| id as u32)
+            }
+        };
+        let Described { fixed, begin, begins, end, ends, .. } = described;
+        let begin = begin.filter(|_| begins);
+        Self::new(Parts { words, fixed, bytes, ends, begin, end, names, drops_space, unknown }).map_err(malformed)
+    }
+}
+
+/// What a folder's files say of single tokens: to whoever serves the model, and to whoever writes it down in another form, so
+/// that both say the same.
+pub(crate) struct Described {
+    /// By id; ids of the model that nobody names have none. Added tokens have those that the `tokenizers` crate gives them.
+    pub tokens: Vec<Option<String>>,
+    /// Those that stand in text as they are written.
+    fixed: Vec<FixedToken>,
+    /// The token that texts begin with.
+    pub begin: Option<u32>,
+    /// Whether every prompt does.
+    pub begins: bool,
+    /// What ends a text.
+    pub text_end: Option<u32>,
+    /// What ends an answer: of a turn before that of a text.
+    pub end: Option<u32>,
+    /// Whatever else does.
+    pub ends: Vec<bool>,
+}
+
+impl Described {
+    /// Reads the files of a directory whose model has `vocabulary` entries.
+    pub(crate) fn read(
+        folder: &Path,
+        config: &Config,
+        beside: &Beside,
+        vocabulary: usize,
+    ) -> Result<(tokenizers::Tokenizer, Self), LoadError> {
         let path = folder.join(FILE);
         let file = path.display().to_string();
         if !path.exists() && folder.join("tokenizer.model").exists() {
@@ -50,36 +98,59 @@ impl Tokenizer {
         let read = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&text)));
         let read = read.map_err(|_| malformed("is more than its reader can take".to_owned()))?;
         let read = read.map_err(|error| malformed(format!("is no tokenizer: {error}")))?;
-        let table = table(&read, vocabulary).map_err(malformed)?;
-        let unsupported = |problem: String| LoadError::Unsupported { file: file.clone(), problem };
-        let (bytes, drops_space) = contributions(&read, &table).map_err(unsupported)?;
-        let special = specials(&table, config, beside, &read);
-        let model = read.get_model().clone();
-        let words = Pipeline::of_file(model, read.get_normalizer(), read.get_pre_tokenizer()).map_err(malformed)?;
-        let Special { ends, begin, end, names } = special;
-        let words = Words::Pipeline(Box::new(words));
-        let unknown = match read.get_model() {
-            ModelWrapper::BPE(model) => model.get_unk_token().as_deref().and_then(|name| read.token_to_id(name)),
-            model => {
-                serde_json::to_value(model).ok().and_then(|model| model.get("unk_id")?.as_u64()).map(|id| id as u32)
-            }
+        let (tokens, fixed) = table(&read, vocabulary).map_err(malformed)?;
+        let mut described = Self {
+            ends: vec![false; tokens.len()],
+            tokens,
+            fixed,
+            begin: None,
+            begins: false,
+            text_end: None,
+            end: None,
         };
-        let fixed = table.fixed;
-        Self::new(Parts { words, fixed, bytes, ends, begin, end, names, drops_space, unknown }).map_err(malformed)
+        described.find(config, beside, &read);
+        Ok((read, described))
+    }
+
+    /// Ids of tokens that stand as they are written, and whether anybody may write them.
+    pub fn fixed(&self) -> impl Iterator<Item = (u32, bool)> {
+        self.fixed.iter().map(|token| (token.id, token.plain))
+    }
+
+    /// Whether a token ends answers by its name alone.
+    pub fn ends_by_name(&self, id: u32) -> bool {
+        self.fixed.iter().any(|token| token.id == id && ENDINGS.contains(&token.text.as_str()))
+    }
+
+    fn id(&self, name: &str) -> Option<u32> {
+        self.tokens.iter().position(|token| token.as_deref() == Some(name)).map(|id| id as u32)
+    }
+
+    fn text(&self, id: Option<u32>) -> String {
+        id.and_then(|id| self.tokens.get(id as usize)?.clone()).unwrap_or_default()
+    }
+
+    fn find(&mut self, config: &Config, beside: &Beside, read: &tokenizers::Tokenizer) {
+        let size = self.tokens.len();
+        let within = |id: &u64| u32::try_from(*id).ok().filter(|id| (*id as usize) < size);
+        let named = |role: &str| beside.name(role).and_then(|name| self.id(name));
+        let begin = named("bos_token").or_else(|| ids(config, "bos_token_id").iter().find_map(within));
+        let turn: Vec<u32> = beside.ends(config).iter().filter_map(within).collect();
+        // Which token ends a turn, only a model that has turns can tell.
+        let of_turn = TURN_ENDS.iter().find_map(|name| self.id(name)).filter(|_| beside.template().is_some());
+        let text_end = named("eos_token");
+        let end = of_turn.or(text_end).or_else(|| turn.first().copied());
+        let by_name = self.fixed.iter().filter(|token| ENDINGS.contains(&token.text.as_str())).map(|token| token.id);
+        let ends: Vec<u32> = by_name.chain(turn).chain(end).chain(text_end).collect();
+        let processor = serde_json::to_value(read.get_post_processor()).unwrap_or_default();
+        self.begins = begin.is_some() && beside.adds_begin(&processor, &self.text(begin));
+        (self.begin, self.text_end, self.end) = (begin, text_end.or(end), end);
+        ends.into_iter().for_each(|id| self.ends[id as usize] = true);
     }
 }
 
-/// Tokens by id.
-struct Table {
-    tokens: Vec<Option<String>>,
-    fixed: Vec<FixedToken>,
-}
-
-impl Table {
-    fn id(&self, name: &str) -> Option<usize> {
-        self.tokens.iter().position(|token| token.as_deref() == Some(name))
-    }
-}
+/// Tokens by id, and those that stand as they are written.
+type Table = (Vec<Option<String>>, Vec<FixedToken>);
 
 fn table(read: &tokenizers::Tokenizer, vocabulary: usize) -> Result<Table, String> {
     let mut tokens = vec![None; vocabulary];
@@ -106,13 +177,13 @@ fn table(read: &tokenizers::Tokenizer, vocabulary: usize) -> Result<Table, Strin
         });
     }
     fixed.sort_by_key(|token| token.id);
-    Ok(Table { tokens, fixed })
+    Ok((tokens, fixed))
 }
 
 /// What each token contributes to text, and whether a text's first space is dropped.
 type Contributions = (Vec<Box<[u8]>>, bool);
 
-fn contributions(read: &tokenizers::Tokenizer, table: &Table) -> Result<Contributions, String> {
+fn contributions(read: &tokenizers::Tokenizer, table: &Described) -> Result<Contributions, String> {
     let model = serde_json::to_value(read.get_decoder()).unwrap_or_default();
     let steps: Vec<&Value> = match model.get("decoders").and_then(Value::as_array) {
         Some(several) => several.iter().collect(),
@@ -157,36 +228,4 @@ fn contributions(read: &tokenizers::Tokenizer, table: &Table) -> Result<Contribu
         }
     }
     Ok((bytes, steps.iter().any(drops)))
-}
-
-struct Special {
-    ends: Vec<bool>,
-    begin: Option<u32>,
-    end: Option<u32>,
-    names: (String, String),
-}
-
-fn specials(table: &Table, config: &Config, beside: &Beside, read: &tokenizers::Tokenizer) -> Special {
-    let size = table.tokens.len();
-    let within = |id: &u64| usize::try_from(*id).ok().filter(|id| *id < size);
-    let first = |key: &str| ids(config, key).iter().find_map(within);
-    let named = |role: &str| beside.name(role).and_then(|name| table.id(name));
-    let begin = named("bos_token").or_else(|| first("bos_token_id"));
-    let turn: Vec<usize> = beside.ends(config).iter().filter_map(within).collect();
-    // Which token ends a turn, only a model that has turns can tell.
-    let of_turn = || TURN_ENDS.iter().find_map(|name| table.id(name)).filter(|_| beside.template().is_some());
-    let end = of_turn().or_else(|| named("eos_token")).or_else(|| turn.first().copied());
-    let mut ends = vec![false; size];
-    table
-        .fixed
-        .iter()
-        .filter(|token| ENDINGS.contains(&token.text.as_str()))
-        .for_each(|token| ends[token.id as usize] = true);
-    turn.into_iter().chain(end).for_each(|id| ends[id] = true);
-    named("eos_token").into_iter().for_each(|id| ends[id] = true);
-    let text = |id: Option<usize>| id.and_then(|id| table.tokens[id].clone()).unwrap_or_default();
-    let names = (text(begin), text(named("eos_token").or(end)));
-    let processor = serde_json::to_value(read.get_post_processor()).unwrap_or_default();
-    let begin = begin.filter(|_| beside.adds_begin(&processor, &names.0)).map(|id| id as u32);
-    Special { ends, begin, end: end.map(|id| id as u32), names }
 }
