@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use local_worker::LoadError;
-use local_worker::testing::damage::{read_gguf, read_safetensors, read_vocabulary};
+use local_worker::testing::damage::{read_gguf, read_safetensors, read_template, read_vocabulary};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -25,6 +25,9 @@ const KEPT: &[(&str, Option<&str>)] = &[
     ("safetensors-place-beyond-the-end", Some("is it cut off?")),
     ("safetensors-deep-json", Some("its head is no JSON")),
     ("safetensors-negative-size", Some("its entry is unsound")),
+    ("template-deep-chain", Some("damaged.jinja")),
+    ("template-lists-of-lists", Some("without end")),
+    ("template-wide-padding", Some("a width above")),
     ("vocabulary-empty", Some("has 0 entries")),
     ("vocabulary-merge-of-unknown-tokens", Some("tokenizer.ggml.merges")),
     ("vocabulary-merge-without-a-pair", Some("is not a pair")),
@@ -35,6 +38,7 @@ fn read(name: &str, bytes: &[u8]) -> Result<(), LoadError> {
         Some("gguf") => read_gguf(bytes),
         Some("safetensors") => read_safetensors(bytes).map(drop),
         Some("vocabulary") => read_vocabulary(bytes),
+        Some("template") => read_template(bytes).map(drop),
         other => panic!("{name}: no reader {other:?}"),
     }
 }

@@ -14,6 +14,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says when it has no weights")]
 
+mod asking;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ use local_worker::template::ChatTemplate;
 use local_worker::tokenizer::Tokenizer;
 use local_worker::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
 use serde_json::Value;
+
+use asking::answer;
 
 /// Distance of the two highest logits up to which either may win.
 const TIE: f64 = 0.5;
@@ -220,23 +224,6 @@ fn a_cache_of_half_precision_costs_no_quality() {
     println!("{others} of {positions} greedy tokens differ by {widest} at most; perplexities {perplexities:?}");
     assert!((perplexities[1] / perplexities[0] - 1.0).abs() < CLOSE, "{perplexities:?}");
     assert!(others * RAREST as i32 <= positions && f64::from(widest) <= TIE, "{others} of {positions}, {widest}");
-}
-
-/// Runs a request to its end: its prompt's length, its tokens and its text.
-fn answer(worker: &Worker, request: GenerateRequest) -> (u32, Vec<u32>, String, FinishReason) {
-    let mut generation = worker.submit(request).unwrap();
-    let (mut prompt, mut tokens, mut text) = (0, Vec::new(), String::new());
-    loop {
-        match generation.blocking_next().unwrap() {
-            Event::Started { prompt_tokens } => prompt = prompt_tokens,
-            Event::Token { text: part, id, .. } => {
-                tokens.push(id);
-                text.push_str(&part);
-            }
-            Event::Finished(end) => return (prompt, tokens, text, end.reason),
-            Event::Failed(error) => panic!("{error} after {text}"),
-        }
-    }
 }
 
 fn turn(text: &str) -> ChatMessage {

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and tell what it measured")]
 
+mod asking;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,8 +15,10 @@ use std::time::Duration;
 use local_worker::compress::Weights;
 use local_worker::model::{Cache, CacheFormat, Decoder, Directory, Inspection, LoadOptions, Row, Scratch};
 use local_worker::tokenizer::{TextStream, Tokenizer};
-use local_worker::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
+use local_worker::{ChatMessage, Constraint, FinishReason, GenerateRequest, ModelSource, Worker, WorkerConfig};
 use serde_json::{Value, json};
+
+use asking::answer;
 
 /// Rows of the widened embeddings.
 const VOCABULARY: usize = 960;
@@ -143,22 +147,6 @@ fn greedy(model: &Decoder, tokenizer: &Tokenizer, prompt: &[u32], count: usize) 
     answer
 }
 
-fn answer(worker: &Worker, request: GenerateRequest) -> (u32, Vec<u32>, String, FinishReason) {
-    let mut generation = worker.submit(request).unwrap();
-    let (mut prompt, mut tokens, mut text) = (0, Vec::new(), String::new());
-    loop {
-        match generation.blocking_next().unwrap() {
-            Event::Started { prompt_tokens } => prompt = prompt_tokens,
-            Event::Token { text: part, id, .. } => {
-                tokens.push(id);
-                text.push_str(&part);
-            }
-            Event::Finished(end) => return (prompt, tokens, text, end.reason),
-            Event::Failed(error) => panic!("{error}"),
-        }
-    }
-}
-
 /// What tokens say, as `transformers` decodes an answer.
 fn spoken(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
     let mut stream = TextStream::default();
@@ -221,5 +209,34 @@ fn every_family_is_served_from_a_directory_and_from_gguf() {
         }
         check_served(&format!("{case} with {kind}, GGUF"), &file, &chats, &expected, &tokenizer);
         assert_eq!(Inspection::of(&file).unwrap().problem, None, "{case}");
+    }
+}
+
+#[test]
+fn a_folders_template_is_found_where_processors_write_it_and_told_when_it_is_none() {
+    let folder = directory("gemma3", "pieces_gemma");
+    let beside = folder.path().join("tokenizer_config.json");
+    let mut settings = parse(&beside);
+    let template = settings.as_object_mut().unwrap().remove("chat_template").unwrap();
+    std::fs::write(&beside, settings.to_string()).unwrap();
+    let told = || Inspection::of(folder.path()).unwrap();
+    let start = || {
+        Worker::start("made", ModelSource::Path(folder.path().to_owned()), WorkerConfig::default())
+            .map(|worker| worker.info().has_chat_template)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!((told().has_chat_template, told().problem, start()), (false, None, Ok(false)));
+    let path = folder.path().join("chat_template.json");
+    std::fs::write(&path, json!({ "chat_template": template }).to_string()).unwrap();
+    assert_eq!((told().has_chat_template, told().problem, start()), (true, None, Ok(true)));
+    for (text, words) in [
+        (json!({ "chat_template": "{% for %}" }).to_string(), "unexpected"),
+        (json!({ "chat_template": "x".repeat(70_000) }).to_string(), "are read at most"),
+        ("{".to_owned(), "is no JSON"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let problem = told().problem.unwrap();
+        assert!(problem.contains("chat_template.json: ") && problem.contains(words), "{problem}");
+        assert_eq!(start(), Err(problem));
     }
 }

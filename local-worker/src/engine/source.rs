@@ -57,8 +57,11 @@ fn load_bytes(
     let shape = shape_of(&file, &options)?;
     let template = file.text(TEMPLATE_KEY).map(|text| (text, TEMPLATE_KEY));
     let beside = || {
-        let front = front(Tokenizer::load(&file, shape.vocabulary)?, template, shape.family);
-        let front = front.map_err(|problem| file.malformed(problem))?;
+        let tokenizer = Tokenizer::load(&file, shape.vocabulary)?;
+        let front = front(tokenizer, template, shape.family).map_err(|wrong| match wrong.place {
+            Some(place) => file.malformed(format!("{place}: {}", wrong.problem)),
+            None => file.malformed(wrong.problem),
+        })?;
         Ok::<_, LoadError>((front, blake3::hash(bytes).to_hex().to_string()))
     };
     let packed = packed(name, || Decoder::load_with(&file, &options), beside)?;
@@ -92,8 +95,11 @@ fn load_directory(name: &str, path: &Path, config: &WorkerConfig, started: Insta
     let template = files.template();
     let beside = || {
         let tokenizer = Tokenizer::of_folder(path, directory.config(), &files, shape.vocabulary)?;
-        let malformed = |problem| LoadError::Malformed { file: path.display().to_string(), problem };
-        Ok::<_, LoadError>((front(tokenizer, template, shape.family).map_err(malformed)?, directory.blake3()))
+        let front = front(tokenizer, template, shape.family).map_err(|wrong| LoadError::Malformed {
+            file: wrong.place.unwrap_or_else(|| path.display().to_string()),
+            problem: wrong.problem,
+        })?;
+        Ok::<_, LoadError>((front, directory.blake3()))
     };
     let packed = packed(name, || Decoder::load_directory(&directory, &options), beside)?;
     let Packed { model, pack_seconds, front, hash } = packed;
@@ -138,19 +144,25 @@ fn packed(
     })
 }
 
+/// What keeps vocabulary and template from being used, and the place it is in, if it is the template.
+struct Wrong {
+    place: Option<String>,
+    problem: String,
+}
+
 /// Puts vocabulary and template (with the place it is from) together.
-fn front(tokenizer: Tokenizer, template: Option<(&str, &str)>, family: &str) -> Result<Front, String> {
+fn front(tokenizer: Tokenizer, template: Option<(&str, &str)>, family: &str) -> Result<Front, Wrong> {
     let template = template.or_else(|| form_of(family).map(|form| (form, "the family's form")));
     let (begin, end) = tokenizer.names();
-    let place = template.map_or("the template", |(_, place)| place);
     let rendered = ChatTemplate::new(template.map(|(text, _)| text), begin, end);
-    let rendered = rendered.map_err(|problem| format!("{place}: {problem}"))?;
+    let rendered = rendered.map_err(|problem| Wrong { place: template.map(|(_, place)| place.to_owned()), problem })?;
+    let of_tokenizer = |problem: String| Wrong { place: None, problem: format!("tokenizer: {problem}") };
     let tokenizer = match template {
-        Some((text, _)) => tokenizer.reserve_for(text)?,
+        Some((text, _)) => tokenizer.reserve_for(text).map_err(of_tokenizer)?,
         None => tokenizer,
     };
     // Rules are compiled when first used; that should not be a request's time.
-    tokenizer.encode("warm up").map_err(|problem| format!("tokenizer: {problem}"))?;
+    tokenizer.encode("warm up").map_err(of_tokenizer)?;
     Ok(Front { tokenizer, template: rendered })
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::format::Format;
 use super::{Directory, Gguf, LoadError, LoadOptions, Mapped, SLUICE_NANO, family};
 use crate::template::ChatTemplate;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Beside, Tokenizer};
 
 /// What a model's files say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Inspection {
         let (parameters, quantization) = sum(weights);
         let plan = family::of_gguf(&file, &LoadOptions::default());
         let problem = match &plan {
-            Ok(plan) => words_problem(&file, plan.shape.vocabulary),
+            Ok(plan) => file_words(&file, plan.shape.vocabulary).err().map(|error| error.to_string()),
             Err(error) => Some(error.to_string()),
         };
         let text = |key: &str| file.text(key).map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
@@ -86,11 +86,16 @@ impl Inspection {
     fn of_directory(directory: &Directory) -> Result<Self, LoadError> {
         let (parameters, quantization) = sum(directory.weights());
         let plan = family::of_config(directory.config(), &LoadOptions::default());
-        let beside = |name: &str| std::fs::read(directory.path().join(name)).unwrap_or_default();
-        let tokenizer: serde_json::Value = serde_json::from_slice(&beside("tokenizer_config.json")).unwrap_or_default();
-        let has_chat_template =
-            tokenizer.get("chat_template").is_some() || directory.path().join("chat_template.jinja").exists();
-        let told: serde_json::Value = serde_json::from_slice(&beside("config.json")).unwrap_or_default();
+        let beside = Beside::read(directory.path());
+        let has_chat_template = beside.as_ref().is_ok_and(|beside| beside.template().is_some());
+        let problem = match (&plan, &beside) {
+            (Err(error), _) | (_, Err(error)) => Some(error.to_string()),
+            (Ok(plan), Ok(beside)) => {
+                folder_words(directory, beside, plan.shape.vocabulary).err().map(|error| error.to_string())
+            }
+        };
+        let configuration = std::fs::read(directory.path().join("config.json")).unwrap_or_default();
+        let told: serde_json::Value = serde_json::from_slice(&configuration).unwrap_or_default();
         let architecture = told.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
         Ok(Self {
             architecture: architecture.to_owned(),
@@ -102,20 +107,29 @@ impl Inspection {
             license: None,
             file_bytes: directory.bytes(),
             file_blake3: directory.blake3(),
-            problem: plan.err().map(|error| error.to_string()),
+            problem,
         })
     }
 }
 
-/// What keeps a file's vocabulary or chat template from being used.
-fn words_problem(file: &Gguf<'_>, vocabulary: usize) -> Option<String> {
-    let tokenizer = match Tokenizer::load(file, vocabulary) {
-        Ok(tokenizer) => tokenizer,
-        Err(error) => return Some(error.to_string()),
-    };
+/// Reads a file's vocabulary and chat template.
+fn file_words(file: &Gguf<'_>, vocabulary: usize) -> Result<(), LoadError> {
+    let tokenizer = Tokenizer::load(file, vocabulary)?;
+    template_of(&tokenizer, file.text("tokenizer.chat_template"))
+        .map_err(|problem| file.malformed(format!("tokenizer.chat_template: {problem}")))
+}
+
+/// Reads a directory's.
+fn folder_words(directory: &Directory, beside: &Beside, vocabulary: usize) -> Result<(), LoadError> {
+    let tokenizer = Tokenizer::of_folder(directory.path(), directory.config(), beside, vocabulary)?;
+    let Some((template, file)) = beside.template() else { return Ok(()) };
+    let malformed = |problem| LoadError::Malformed { file: file.to_owned(), problem };
+    template_of(&tokenizer, Some(template)).map_err(malformed)
+}
+
+fn template_of(tokenizer: &Tokenizer, template: Option<&str>) -> Result<(), String> {
     let (begin, end) = tokenizer.names();
-    let template = ChatTemplate::new(file.text("tokenizer.chat_template"), begin, end);
-    template.err().map(|problem| file.malformed(format!("tokenizer.chat_template: {problem}")).to_string())
+    ChatTemplate::new(template, begin, end).map(drop)
 }
 
 /// All weights, and the element type of most of them.

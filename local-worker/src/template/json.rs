@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use minijinja::value::{Kwargs, Value};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
 use serde::Serialize as _;
 use serde_json::Serializer;
 use serde_json::ser::{Formatter, PrettyFormatter};
+
+use super::within;
 
 /// Deepest indentation that a template may ask for.
 const WIDEST: usize = 16;
@@ -16,8 +18,9 @@ const WIDEST: usize = 16;
 /// A value as JSON.
 ///
 /// # Errors
-/// It can't be written as JSON, or an option is none of Python's.
-pub(super) fn dump(value: &Value, options: Kwargs) -> Result<Value, Error> {
+/// It can't be written as JSON within what the template may still do, or an option is none of Python's.
+pub(super) fn dump(state: &State, value: &Value, options: Kwargs) -> Result<Value, Error> {
+    within::spend(state, value)?;
     let indent: Option<usize> = options.get("indent")?;
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);

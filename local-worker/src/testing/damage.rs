@@ -4,6 +4,7 @@
 use super::Writer;
 use crate::engine::read_model;
 use crate::model::{Gguf, Inspection, LoadError, Row, Scratch};
+use crate::template::{ChatMessage, ChatTemplate};
 use crate::tokenizer::Tokenizer;
 
 /// Positions of the step's cache; also a limit on the context, so that it stays small.
@@ -25,6 +26,20 @@ pub fn read_gguf(bytes: &[u8]) -> Result<(), LoadError> {
         model.step(&mut cache, &mut Scratch::default(), &rows);
     }
     Ok(())
+}
+
+/// A chat template, made to render a conversation.
+///
+/// # Errors
+/// Whatever loading and rendering say.
+pub fn read_template(bytes: &[u8]) -> Result<usize, LoadError> {
+    let source = String::from_utf8_lossy(bytes);
+    let malformed = |problem: String| LoadError::Malformed { file: "damaged.jinja".to_owned(), problem };
+    let template = ChatTemplate::new(Some(&source), "<s>", "</s>").map_err(malformed)?;
+    let turn = |role: &str, content: &str| ChatMessage { role: role.to_owned(), content: content.to_owned() };
+    let conversation =
+        [turn("system", "Be brief."), turn("user", "Hello?"), turn("assistant", "Yes."), turn("user", "Go on.")];
+    template.render(&conversation).map(|text| text.len()).map_err(malformed)
 }
 
 /// The head of a safetensors file.
