@@ -10,6 +10,7 @@ mod edge;
 mod embed;
 mod experiment;
 mod house;
+mod hub;
 #[cfg(feature = "lab")]
 mod lab;
 mod learning;
