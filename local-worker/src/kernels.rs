@@ -26,7 +26,7 @@ mod team;
 mod vector;
 
 pub use activation::Activations;
-pub use attention::{Weighing, attend};
+pub use attention::{Queries, Weighing, attend};
 pub use dense::DenseMatrix;
 #[cfg(feature = "lab")]
 pub use gradient::{
@@ -40,7 +40,7 @@ pub use product::{View, ViewMut, product};
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{
-    add, add_scaled_bytes, add_to_rows, gelu, gelu_exact, gelu_multiply, layer_norm, log_sum_exp, multiply_by,
+    add, add_scaled_bytes, add_to_rows, gelu, gelu_exact, gelu_multiply, halve, layer_norm, log_sum_exp, multiply_by,
     products_with_tiles, rms_norm, rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap, sum_products,
     top_two, weigh_neighbours,
 };

@@ -15,7 +15,7 @@ use super::vector::quantize_block;
 pub(super) struct ActivationBlock {
     /// Values in units of `scale`, within ±127.
     pub q: [i8; BLOCK],
-    /// Sums of the first and the last 16 integers.
+    /// Sums of all integers and of the first 16.
     pub sums: [i32; 2],
     /// What one unit is worth; not a number if any value was not finite.
     pub scale: f32,
@@ -29,7 +29,11 @@ impl ActivationBlock {
     /// The sum of all integers, or of one half of them.
     #[inline(always)]
     pub fn sum<const PARTS: usize>(&self, part: usize) -> i32 {
-        if PARTS == 2 { self.sums[part] } else { self.sums[0].wrapping_add(self.sums[1]) }
+        match (PARTS, part) {
+            (2, 0) => self.sums[1],
+            (2, _) => self.sums[0].wrapping_sub(self.sums[1]),
+            _ => self.sums[0],
+        }
     }
 
     /// Four integers from `4 * index` on, as they lie in memory.
@@ -103,7 +107,12 @@ impl Activations {
 
     /// Row `row` as integers.
     pub(super) fn row_blocks(&self, row: usize) -> &[ActivationBlock] {
+        self.rows_blocks(row, 1)
+    }
+
+    /// So many rows from `first` on, one after the other.
+    pub(super) fn rows_blocks(&self, first: usize, rows: usize) -> &[ActivationBlock] {
         let blocks = self.cols / BLOCK;
-        &self.blocks[row * blocks..(row + 1) * blocks]
+        &self.blocks[first * blocks..(first + rows) * blocks]
     }
 }

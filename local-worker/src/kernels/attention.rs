@@ -31,19 +31,31 @@ pub struct Weighing {
     pub cap: Option<f32>,
 }
 
-/// `out = softmax(scale · query · keysᵀ) · values` for each query of `head` numbers, over as many positions as `scores`
-/// (scratch) has for each. Keys and values lie position after position, each as long as a query, in `parts` of some
-/// positions each; where parts end makes no difference, to the bit.
+/// Queries that look at one key head's keys.
+#[derive(Debug, Clone, Copy)]
+pub struct Queries<'a> {
+    /// All of them, one after the other.
+    pub values: &'a [f32],
+    /// Numbers of one, and of a key or a value.
+    pub head: usize,
+    /// The neighbouring positions that they are of, in order, as many of each. The last sees all keys, each before it one fewer.
+    pub rows: usize,
+}
+
+/// `out = softmax(scale · query · keysᵀ) · values` for each query, over as many positions as `scores` (scratch) has for each, or
+/// fewer as [`Queries::rows`] says. Keys and values lie position after position in `parts` of some positions each; where parts
+/// end makes no difference, to the bit.
 pub fn attend<'kept, T: Element + 'kept>(
     level: Level,
-    (queries, head): (&[f32], usize),
+    queries: Queries<'_>,
     parts: impl Iterator<Item = (&'kept [T], &'kept [T])> + Clone,
     weighing: &Weighing,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
+    let Queries { values: queries, head, rows } = queries;
     let count = queries.len() / head;
-    let positions = scores.len() / count;
+    let (positions, of_row) = (scores.len() / count, count / rows);
     // Heads of other sizes than sixteens are rare and small.
     let level = if head.is_multiple_of(TILE) { level } else { Level::Scalar };
     let mut from = 0;
@@ -56,9 +68,12 @@ pub fn attend<'kept, T: Element + 'kept>(
     if let Some(cap) = weighing.cap {
         soft_cap(level, scores, cap);
     }
-    for scores in scores.chunks_exact_mut(positions) {
-        let inverse = 1.0 / softmax(level, scores);
-        super::multiply_by(level, scores, inverse);
+    for (number, scores) in scores.chunks_exact_mut(positions).enumerate() {
+        let (seen, later) = scores.split_at_mut(positions + 1 + number / of_row - rows);
+        let inverse = 1.0 / softmax(level, seen);
+        super::multiply_by(level, seen, inverse);
+        // Nothing of what comes later is added.
+        later.fill(0.0);
     }
     out.fill(0.0);
     let mut from = 0;
@@ -96,34 +111,30 @@ struct Place {
     scale: f32,
 }
 
+/// Calls a kernel in the form for a level.
+macro_rules! by_level {
+    ($level:expr, $lanes:ident, $avx512:ident, $avx2:ident, $portable:ident, ($from:expr, $part:expr, $next:expr, $place:expr, $into:expr)) => {
+        match $level {
+            // SAFETY: `Level::detect` found the instructions, here and below.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { $avx2($from, $part, $next, $place, $into) },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => unsafe { $avx512($from, $part, $next, $place, $into) },
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon | Level::NeonDot => unsafe {
+                $lanes::<std::arch::aarch64::float32x4_t, T>($from, $part, $next, $place, $into);
+            },
+            _ => $portable($from, $part, $place, $into),
+        }
+    };
+}
+
 fn score_part<T: Element>(level: Level, queries: &[f32], keys: &[T], next: &[T], place: Place, scores: &mut [f32]) {
-    match level {
-        // SAFETY: `Level::detect` found the instructions, here and below.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { score_avx2(queries, keys, next, place, scores) },
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => unsafe { score_avx512(queries, keys, next, place, scores) },
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon | Level::NeonDot => unsafe {
-            score_lanes::<std::arch::aarch64::float32x4_t, T>(queries, keys, next, place, scores);
-        },
-        _ => score_portable(queries, keys, place, scores),
-    }
+    by_level!(level, score_lanes, score_avx512, score_avx2, score_portable, (queries, keys, next, place, scores));
 }
 
 fn weigh_part<T: Element>(level: Level, scores: &[f32], values: &[T], next: &[T], place: Place, out: &mut [f32]) {
-    match level {
-        // SAFETY: `Level::detect` found the instructions, here and below.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { weigh_avx2(scores, values, next, place, out) },
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => unsafe { weigh_avx512(scores, values, next, place, out) },
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon | Level::NeonDot => unsafe {
-            weigh_lanes::<std::arch::aarch64::float32x4_t, T>(scores, values, next, place, out);
-        },
-        _ => weigh_portable(scores, values, place, out),
-    }
+    by_level!(level, weigh_lanes, weigh_avx512, weigh_avx2, weigh_portable, (scores, values, next, place, out));
 }
 
 /// The definition, which the other forms are held against.
@@ -212,12 +223,13 @@ unsafe fn score_some<L: Lanes, T: Element, const Q: usize>(
         let count = some.len() / head;
         fetch(next, number * KEYS * head, some.len());
         // Where fewer are left the last one is taken again, so that sums have one form.
-        let keys: [&[T]; KEYS] = std::array::from_fn(|k| &some[k.min(count - 1) * head..][..head]);
-        // SAFETY: the caller's promise; every slice is `head` long, of which `at` is a whole register before the end.
+        let key = |k: usize| some[k.min(count - 1) * head..][..head].as_ptr();
+        let keys: [*const T; KEYS] = [key(0), key(1), key(2), key(3)];
+        // SAFETY: the caller's promise; every key is `head` long, of which `at` is a whole register before the end.
         unsafe {
             let mut sums = [[L::splat(0.0); KEYS]; Q];
             for at in (0..head).step_by(L::WIDTH) {
-                let keys = keys.map(|key| L::load(key.as_ptr().add(at)));
+                let keys = keys.map(|key| L::load(key.add(at)));
                 for (sums, query) in sums.iter_mut().zip(queries) {
                     let query = L::load(query.as_ptr().add(at));
                     for (sum, key) in sums.iter_mut().zip(keys) {
@@ -341,8 +353,31 @@ mod tests {
     ) -> Vec<f32> {
         let (mut scores, mut out) = (vec![0.0; queries.len() / head * keys.len() / head], vec![7.0; queries.len()]);
         let parts = keys.chunks(part * head).zip(values.chunks(part * head));
-        attend(level, (queries, head), parts, &Weighing { scale: 0.3, cap: None }, &mut scores, &mut out);
+        let queries = Queries { values: queries, head, rows: 1 };
+        attend(level, queries, parts, &Weighing { scale: 0.3, cap: None }, &mut scores, &mut out);
         out
+    }
+
+    #[test]
+    fn rows_together_see_what_each_sees_alone() {
+        let (head, positions, of_row) = (64, 71, 3);
+        let wave = |seed: usize, count: usize| (0..count).map(|i| ((i * 7 + seed) as f32 * 0.37).sin()).collect();
+        let (keys, values): (Vec<f32>, Vec<f32>) = (wave(2, head * positions), wave(3, head * positions));
+        for level in Level::available() {
+            for rows in 1..=5 {
+                let queries: Vec<f32> = wave(5, rows * of_row * head);
+                let parts = keys.chunks(32 * head).zip(values.chunks(32 * head));
+                let (mut scores, mut out) = (vec![0.0; rows * of_row * positions], vec![7.0; queries.len()]);
+                let weighing = Weighing { scale: 0.3, cap: None };
+                attend(level, Queries { values: &queries, head, rows }, parts, &weighing, &mut scores, &mut out);
+                let each = queries.chunks(of_row * head).zip(out.chunks(of_row * head)).enumerate();
+                for (row, (queries, out)) in each {
+                    let seen = (positions + 1 + row - rows) * head;
+                    let alone = attend_in(level, 32, queries, &keys[..seen], &values[..seen], head);
+                    assert_eq!(alone, out, "row {row} of {rows}, {level:?}");
+                }
+            }
+        }
     }
 
     #[test]

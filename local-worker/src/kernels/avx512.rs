@@ -5,9 +5,9 @@
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32,
     _mm512_and_si512, _mm512_andnot_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srai_epi32,
-    _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
+    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srli_epi16, _mm512_sub_epi32,
 };
 use std::ops::Range;
 
@@ -62,18 +62,18 @@ fn some<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bool, c
     tile: usize,
     out: Output<'_>,
 ) -> usize {
-    let inputs: [&[ActivationBlock]; M] = std::array::from_fn(|m| input.row_blocks(first + m));
-    let blocks = inputs[0].len();
+    let inputs = input.rows_blocks(first, M);
+    let blocks = inputs.len() / M;
     let mut total = [_mm512_setzero_ps(); M];
     for (block, lines) in view.lines.as_chunks::<BITS>().0.iter().enumerate().take(blocks) {
         prefetch(lines);
-        let mut now = [&inputs[0][block]; M];
-        for m in 1..M {
-            // SAFETY: every row has as many blocks, and `block` is below that.
-            now[m] = unsafe { inputs[m].get_unchecked(block) };
+        let mut now = [&inputs[block]; M];
+        for (m, now) in now.iter_mut().enumerate().skip(1) {
+            // SAFETY: there are `M` times `blocks`, and `block` is below that.
+            *now = unsafe { inputs.get_unchecked(m * blocks + block) };
         }
         // SAFETY: this function's own instructions are those that are needed.
-        let dots = unsafe { dots::<M, BITS, PARTS>(lines, view.zero, &now) };
+        let dots = unsafe { dots::<M, BITS, MIN, PARTS>(lines, &now) };
         for (part, dots) in dots.into_iter().enumerate() {
             let scale = if UNITS {
                 in_units(&view.scales[block / SUPER], &view.small_scales[block * PARTS + part])
@@ -96,14 +96,12 @@ fn some<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bool, c
             }
         }
     }
+    let count = TILE.min(rows - tile * TILE);
+    let mask = u16::MAX >> (TILE - count);
     for (m, total) in total.iter().enumerate() {
-        let mut sums = [0.0f32; TILE];
-        // SAFETY: sixteen floats fit the array.
-        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *total) };
-        let count = TILE.min(rows - tile * TILE);
-        let at = (first + m) * rows + tile * TILE;
-        // SAFETY: these places belong to this tile, which one thread works.
-        unsafe { out.put(at, &sums[..count]) };
+        let places = out.places((first + m) * rows + tile * TILE, count);
+        // SAFETY: `count` places are there, of this tile, which one thread works.
+        unsafe { _mm512_mask_storeu_ps(places, mask, *total) };
     }
     M
 }
@@ -113,9 +111,8 @@ fn some<const M: usize, const BITS: usize, const MIN: bool, const UNITS: bool, c
 /// # Safety
 /// Needs the instructions of the caller.
 #[inline(always)]
-unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
+unsafe fn dots<const M: usize, const BITS: usize, const MIN: bool, const PARTS: usize>(
     lines: &[Line; BITS],
-    zero: i32,
     now: &[&ActivationBlock; M],
 ) -> [[__m512i; M]; PARTS] {
     // SAFETY: the caller has the instructions.
@@ -123,7 +120,7 @@ unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
         let mut dots = [[_mm512_setzero_si512(); M]; PARTS];
         for (part, dots) in dots.iter_mut().enumerate() {
             for (dot, now) in dots.iter_mut().zip(now) {
-                *dot = _mm512_set1_epi32(now.sum::<PARTS>(part).wrapping_mul(-zero));
+                *dot = start::<BITS, MIN>(now.sum::<PARTS>(part));
             }
         }
         if BITS == 8 {
@@ -169,6 +166,25 @@ unsafe fn dots<const M: usize, const BITS: usize, const PARTS: usize>(
         }
         dots
     }
+}
+
+/// Where a sum of products with integers around their zero point (half of what their bits can say) starts, if the sum of the
+/// other side is `sum`: see `Kind::zero`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn start<const BITS: usize, const MIN: bool>(sum: i32) -> __m512i {
+    let none = _mm512_setzero_si512();
+    if MIN {
+        return none;
+    }
+    let sum = _mm512_set1_epi32(sum);
+    let times = match BITS {
+        4 => _mm512_slli_epi32::<3>(sum),
+        5 => _mm512_slli_epi32::<4>(sum),
+        6 => _mm512_slli_epi32::<5>(sum),
+        _ => _mm512_slli_epi32::<7>(sum),
+    };
+    _mm512_sub_epi32(none, times)
 }
 
 /// The bits of `group` above the low four, at their place.

@@ -1,7 +1,14 @@
 //! Memory for packed weights: taken in large pieces that the system is asked to back by huge pages (2 MiB on most
 //! processors), because a product with one row of input reads all weights once and spends up to a third of its time on
 //! looking up addresses where pages are small.
+//!
+//! The system clears memory before it gives it, which for a large model takes longer than packing it does: a thread of its
+//! own asks for what will be written next.
 #![allow(unsafe_code, reason = "many matrices lie in one mapping; nobody else knows where their parts begin")]
+
+#[cfg_attr(all(target_os = "linux", not(miri)), path = "memory/ahead.rs")]
+#[cfg_attr(not(all(target_os = "linux", not(miri))), path = "memory/alone.rs")]
+mod ahead;
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -39,6 +46,8 @@ pub struct Memory {
     piece: Option<Arc<Piece>>,
     /// Bytes of the piece that are taken.
     taken: usize,
+    /// Who makes the piece ready, while there is need.
+    ahead: Option<ahead::Ahead>,
 }
 
 /// A mapping that parts lie in.
@@ -46,8 +55,10 @@ pub struct Memory {
 struct Piece {
     start: NonNull<u8>,
     length: usize,
-    /// Holds the mapping; touched through `start` only.
-    _map: MmapMut,
+    /// Bytes of the mapping before the start.
+    skipped: usize,
+    /// Holds the mapping; read and written through `start` only.
+    map: MmapMut,
 }
 
 // SAFETY: the memory belongs to nobody but the parts, each of which has its own.
@@ -80,6 +91,14 @@ impl Memory {
         memory.take(count)
     }
 
+    /// For about `bytes` in all, which are taken from the system beside whoever writes them if they are many.
+    pub fn expecting(bytes: usize) -> Self {
+        // Matrices may be a little larger than in their file.
+        let piece = (bytes >= ahead::WORTH_IT).then(|| Piece::map(bytes + bytes / 16, true)).flatten().map(Arc::new);
+        let ahead = piece.as_ref().and_then(ahead::Ahead::of);
+        Self { piece, taken: 0, ahead }
+    }
+
     /// `count` numbers, all zero.
     pub(super) fn take<T: Plain>(&mut self, count: usize) -> Kept<T> {
         const { assert!(align_of::<T>() <= ALIGNMENT) };
@@ -90,6 +109,7 @@ impl Memory {
         let piece = match self.piece.take().filter(|piece| piece.length - self.taken >= size) {
             Some(piece) => piece,
             None => {
+                self.ahead = None;
                 let first = std::mem::take(&mut self.taken) == 0;
                 Arc::new(if first && size < SMALL / 4 {
                     Piece::new(SMALL, false)
@@ -101,6 +121,9 @@ impl Memory {
         // SAFETY: `taken + size` is within the piece, by the filter above or because a new one is that large.
         let start = unsafe { piece.start.add(self.taken) }.cast();
         self.taken += size;
+        if let Some(ahead) = &self.ahead {
+            ahead.taken(self.taken);
+        }
         self.piece = Some(Arc::clone(&piece));
         Kept { start, length: count, _piece: Some(piece), owned: PhantomData }
     }
@@ -108,13 +131,16 @@ impl Memory {
 
 impl Piece {
     fn new(length: usize, huge: bool) -> Self {
+        Self::map(length, huge).unwrap_or_else(|| {
+            let layout = std::alloc::Layout::from_size_align(length, ALIGNMENT);
+            std::alloc::handle_alloc_error(layout.unwrap_or(std::alloc::Layout::new::<u8>()));
+        })
+    }
+
+    fn map(length: usize, huge: bool) -> Option<Self> {
         let length = length.next_multiple_of(HUGE);
         // Room to begin at a huge page.
-        let room = if huge { length + HUGE } else { length };
-        let Ok(mut map) = MmapMut::map_anon(room) else {
-            let layout = std::alloc::Layout::from_size_align(room, ALIGNMENT);
-            std::alloc::handle_alloc_error(layout.unwrap_or(std::alloc::Layout::new::<u8>()));
-        };
+        let mut map = MmapMut::map_anon(if huge { length + HUGE } else { length }).ok()?;
         #[cfg(all(target_os = "linux", not(miri)))]
         if huge {
             // Systems without huge pages refuse, and that is all right.
@@ -124,7 +150,7 @@ impl Piece {
         let skipped = if huge { start.align_offset(HUGE) } else { 0 };
         debug_assert!(skipped <= HUGE, "a huge page's beginning is within one");
         // SAFETY: at most a huge page is skipped, for which there is room.
-        Self { start: unsafe { start.add(skipped) }, length, _map: map }
+        Some(Self { start: unsafe { start.add(skipped) }, length, skipped, map })
     }
 }
 
@@ -147,6 +173,31 @@ impl<T> DerefMut for Kept<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    fn memory_made_ready_ahead_is_zero_and_what_nobody_took_goes_back() {
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+            text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+        };
+        let (before, lines) = (resident(), (40 << 20) / 64);
+        let mut memory = Memory::expecting(ahead::WORTH_IT + (100 << 20));
+        let mut parts: Vec<Kept<Line>> = (0..3).map(|_| memory.take(lines)).collect();
+        for part in &mut parts {
+            assert!(part.iter().all(|line| line.0 == [0; 64]));
+            part.fill(Line([7; 64]));
+        }
+        // More than is left of what was expected: another piece.
+        let large: Kept<Line> = memory.take(3 * lines);
+        drop(memory);
+        assert!(
+            large.iter().all(|line| line.0 == [0; 64])
+                && parts.iter().flat_map(|part| &**part).all(|line| line.0 == [7; 64])
+        );
+        // Reading `large` took no memory but a page of zeros, or as much as it is; other tests have theirs.
+        assert!(resident() < before + (300 << 20), "{} more", resident() - before);
+    }
 
     #[test]
     fn parts_are_zero_apart_and_outlive_their_source() {

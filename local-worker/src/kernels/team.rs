@@ -225,9 +225,16 @@ impl<'out> Output<'out> {
     /// No other thread writes these places at the same time.
     #[inline(always)]
     pub unsafe fn put(self, at: usize, values: &[f32]) {
-        assert!(at <= self.length && values.len() <= self.length - at, "an output of {} places", self.length);
-        // SAFETY: within the slice by the line above; not written elsewhere, as the caller promises.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) };
+        // SAFETY: so many places are there; not written elsewhere, as the caller promises.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.places(at, values.len()), values.len()) };
+    }
+
+    /// Where `count` places from `at` on are.
+    #[inline(always)]
+    pub fn places(self, at: usize, count: usize) -> *mut f32 {
+        assert!(at <= self.length && count <= self.length - at, "an output of {} places", self.length);
+        // SAFETY: within the slice by the line above.
+        unsafe { self.start.add(at) }
     }
 }
 

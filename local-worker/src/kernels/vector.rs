@@ -45,6 +45,29 @@ pub(super) fn half_to_single(value: f16) -> f32 {
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
+/// Single precision to half, rounded to the nearest and to even between two; numbers beyond its range become its largest. The
+/// same without a call.
+#[inline(always)]
+fn single_to_half(value: f32) -> f16 {
+    let bits = value.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // Below 2⁻¹⁴ halves are whole numbers of 2⁻²⁴, as are the last bits of what lies between one half and one.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let normal = (magnitude + 0xfff + (magnitude >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    let finite = if magnitude < 113 << 23 { small } else { normal.min(0x7bff) };
+    let half = if magnitude > 255 << 23 { 0x7e00 } else { finite };
+    f16::from_bits((half | bits >> 16 & 0x8000) as u16)
+}
+
+leveled! {
+    /// Numbers in half precision; what is beyond its range becomes its largest, what is no number stays so.
+    pub fn halve(values: &[f32], into: &mut [f16]) {
+        for (into, value) in into.iter_mut().zip(values) {
+            *into = single_to_half(*value);
+        }
+    }
+}
+
 /// Adding and taking away this number rounds a smaller one to the nearest integer.
 const ROUNDING: f32 = 12_582_912.0;
 
@@ -69,10 +92,9 @@ leveled! {
         for (q, value) in block.q.iter_mut().zip(values) {
             *q = (value * inverse + ROUNDING).to_bits() as i8;
         }
-        for (sum, part) in block.sums.iter_mut().zip(block.q.as_chunks::<16>().0) {
-            *sum = part.iter().map(|q| i32::from(*q)).sum();
-        }
-        block.total = (block.sums[0] + block.sums[1]) as f32 * block.scale;
+        let [first, last] = [&block.q[..16], &block.q[16..]].map(|part| part.iter().map(|q| i32::from(*q)).sum::<i32>());
+        block.sums = [first + last, first];
+        block.total = block.sums[0] as f32 * block.scale;
     }
 }
 
@@ -396,6 +418,25 @@ pub(super) fn exponential(x: f32) -> f32 {
 mod tests {
     use super::super::Level;
     use super::*;
+
+    #[test]
+    fn halves_are_those_of_the_half_crate_for_every_pattern() {
+        let mut values: Vec<f32> = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).collect();
+        // What lies just beside, half way to, and just before half way to the next.
+        let beside =
+            |value: &f32| [1, 0xfff, 0x1000, 0x1001, 0x1800].map(|more| f32::from_bits(value.to_bits() ^ more));
+        values.extend(values.clone().iter().flat_map(beside));
+        values.extend([f32::MIN_POSITIVE, 1e-40, f32::MAX, f32::MIN, 65520.0, 65519.9]);
+        let mut halves = vec![f16::ZERO; values.len()];
+        for level in Level::available() {
+            halve(level, &values, &mut halves);
+            for (value, half) in values.iter().zip(&halves) {
+                let wanted = f16::from_f32(value.clamp(-65504.0, 65504.0));
+                let same = if value.is_nan() { half.is_nan() } else { half.to_bits() == wanted.to_bits() };
+                assert!(same, "{value:e} ({:x}): {half:?} for {wanted:?}, {level:?}", value.to_bits());
+            }
+        }
+    }
 
     #[test]
     fn exponential_is_close() {

@@ -11,7 +11,7 @@ use super::directory::Directory;
 use super::facts::Facts;
 use super::family::check_activation;
 use super::tensors::{Loader, Part};
-use crate::kernels::{Activations, Level, Matrix, Weighing, add, attend, gelu, gelu_exact, layer_norm};
+use crate::kernels::{Activations, Level, Matrix, Queries, Weighing, add, attend, gelu, gelu_exact, layer_norm};
 
 /// What a layer of one family calls its parts.
 struct Names {
@@ -278,7 +278,8 @@ impl Encoder {
                 for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
                     let kept = std::iter::once((own_keys.as_slice(), own_values.as_slice()));
                     let (query, out) = (&query[at..at + head], &mut out[at..at + head]);
-                    attend(self.level, (query, head), kept, &weighing, &mut scratch.scores, out);
+                    let queries = Queries { values: query, head, rows: 1 };
+                    attend(self.level, queries, kept, &weighing, &mut scratch.scores, out);
                 }
             }
         }

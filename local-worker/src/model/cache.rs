@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::kernels::{Level, Weighing, attend};
+use crate::kernels::{Level, Queries, Weighing, attend, halve};
 use slabs::{Place, Slabs};
 
 /// Positions of one block.
@@ -115,8 +115,10 @@ pub struct Look {
     pub layer: usize,
     /// The key head that serves the queries' heads.
     pub key_head: usize,
-    /// Positions seen; a sliding window begins above 0.
+    /// Positions seen by the last of the rows; a sliding window begins above 0.
     pub positions: Range<usize>,
+    /// Neighbouring rows that ask together, see [`Queries::rows`].
+    pub rows: usize,
     /// How products become scores.
     pub weighing: Weighing,
 }
@@ -248,8 +250,9 @@ impl Cache {
         Some(BlockId(self.blocks.len() as u32 - 1))
     }
 
-    /// Remembers a position's keys and values, all key heads one after the other.
-    pub(super) fn put(&mut self, slot: usize, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+    /// Remembers keys and values, all key heads one after the other, of a place: slot, layer, position.
+    pub(super) fn put(&mut self, level: Level, place: (usize, usize, usize), keys: &[f32], values: &[f32]) {
+        let (slot, layer, position) = place;
         let (head, key_heads) = (self.shape.head, self.shape.key_heads);
         let block = self.slots[slot][position / POSITIONS];
         let place = self.blocks[block.0 as usize].place;
@@ -258,12 +261,7 @@ impl Cache {
             for (at, part) in [(at, keys), (at + POSITIONS * head, values)] {
                 match &mut self.numbers {
                     Numbers::Single(slabs) => slabs.get_mut(place)[at..at + head].copy_from_slice(part),
-                    Numbers::Half(slabs) => {
-                        for (kept, number) in slabs.get_mut(place)[at..at + head].iter_mut().zip(part) {
-                            // Clamped keeps what is not a number.
-                            *kept = f16::from_f32(number.clamp(-65504.0, 65504.0));
-                        }
-                    }
+                    Numbers::Half(slabs) => halve(level, part, &mut slabs.get_mut(place)[at..at + head]),
                 }
             }
         }
@@ -272,8 +270,8 @@ impl Cache {
     /// Attention of all queries that a key head serves over what a sequence has stored; `scores` is scratch.
     pub(super) fn attend(&self, level: Level, look: &Look, queries: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) {
         let positions = &look.positions;
-        let queries = (queries, self.shape.head);
-        scores.resize(positions.len() * queries.0.len() / self.shape.head, 0.0);
+        let queries = Queries { values: queries, head: self.shape.head, rows: look.rows };
+        scores.resize(positions.len() * queries.values.len() / self.shape.head, 0.0);
         let side = POSITIONS * self.shape.head;
         let start = (look.layer * self.shape.key_heads + look.key_head) * 2 * side;
         let table = &self.slots[look.slot];
@@ -341,7 +339,7 @@ mod tests {
         for format in [CacheFormat::Single, CacheFormat::Half] {
             let mut cache = Cache::bounded(1, CacheShape { format, ..SHAPE }, 4);
             assert!(cache.reserve(0, 100));
-            (0..100).for_each(|at| cache.put(0, 2, at, &numbers(at), &numbers(at + 1000)));
+            (0..100).for_each(|at| cache.put(Level::detect(), (0, 2, at), &numbers(at), &numbers(at + 1000)));
             let query = &numbers(7)[..16];
             for positions in [0..1, 0..32, 0..100, 31..33, 40..99, 64..96] {
                 let weighing = Weighing { scale: 0.3, cap: Some(2.0) };
@@ -351,7 +349,7 @@ mod tests {
                 };
                 let sum: f64 = positions.clone().map(score).sum();
                 let (mut scores, mut out) = (Vec::new(), [0.0; 16]);
-                let look = Look { slot: 0, layer: 2, key_head: 1, positions: positions.clone(), weighing };
+                let look = Look { slot: 0, layer: 2, key_head: 1, positions: positions.clone(), rows: 1, weighing };
                 cache.attend(Level::detect(), &look, query, &mut scores, &mut out);
                 for (d, got) in out.iter().enumerate() {
                     let term = |at: usize| score(at) * f64::from(numbers(at + 1000)[16 + d]);

@@ -167,6 +167,10 @@ impl Tensors for Directory {
         Ok((&self.shards[*shard].bytes[from..to], format))
     }
 
+    fn size(&self) -> u64 {
+        self.bytes()
+    }
+
     fn names(&self) -> Vec<String> {
         self.places.keys().cloned().collect()
     }

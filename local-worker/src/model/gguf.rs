@@ -176,6 +176,10 @@ impl Tensors for Gguf<'_> {
         Ok((self.tensor_bytes(name, info, length)?, format))
     }
 
+    fn size(&self) -> u64 {
+        self.data.len() as u64
+    }
+
     fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }

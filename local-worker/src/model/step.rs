@@ -1,7 +1,7 @@
 //! One step of the forward pass over any rows: the next token of several sequences, pieces of several prompts, or both.
 //!
 //! A row is one token at one position of one sequence. Products run over all rows together, so weights are read once a
-//! step; attention runs row by row, over what its own sequence has stored.
+//! step; attention looks, row by row or a few together, at what their own sequence has stored.
 
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use crate::kernels::{
     Activations, Level, Team, Weighing, add, add_to_rows, gelu, gelu_multiply, layer_norm, multiply_by, rms_norm,
     rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap,
 };
+
+/// Queries that the kernels of attention serve with one look at a key.
+const TOGETHER: usize = 4;
 
 /// One token to work through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub struct Scratch {
     up: Vec<f32>,
     inner: Activations,
     back: Vec<f32>,
+    /// Queries of rows that look together, and what they see.
+    together: [Vec<f32>; 2],
     scores: Vec<f32>,
     turns: Vec<Turns>,
     logits: Vec<f32>,
@@ -107,26 +112,42 @@ impl Decoder {
         scratch.turn_heads(shape, level, index, rows.len());
         for (at, row) in rows.iter().enumerate() {
             let key = at * keys..(at + 1) * keys;
-            cache.put(row.slot, index, row.position, &scratch.keys[key.clone()], &scratch.values[key]);
+            let place = (row.slot, index, row.position);
+            cache.put(level, place, &scratch.keys[key.clone()], &scratch.values[key]);
         }
-        let out = scratch.attended.reset(rows.len(), queries);
-        let weighing = Weighing { scale: shape.scale, cap: shape.score_cap };
-        let (shared, window) = (shape.heads / shape.key_heads, shape.attention[index].window);
-        for (at, row) in rows.iter().enumerate() {
-            let first = window.map_or(0, |window| (row.position + 1).saturating_sub(window));
-            for key_head in 0..shape.key_heads {
-                let positions = first..row.position + 1;
-                let look = Look { slot: row.slot, layer: index, key_head, positions, weighing };
-                let size = shared * shape.head;
-                let part = at * queries + key_head * size..at * queries + (key_head + 1) * size;
-                cache.attend(level, &look, &scratch.queries[part.clone()], &mut scratch.scores, &mut out[part]);
-            }
-        }
+        self.attend_rows(index, cache, scratch, rows);
         scratch.attended.quantize(level);
         scratch.note(index, Site::Output);
         scratch.back.resize(rows.len() * shape.width, 0.0);
         layer.output.multiply(level, &scratch.attended, &mut scratch.back);
         self.add_back(layer.attention_post_norm.as_ref(), scratch);
+    }
+
+    /// What every row sees of its sequence. Neighbouring rows of one sequence look together, head by head, so that keys are
+    /// read once for several queries.
+    fn attend_rows(&self, index: usize, cache: &Cache, scratch: &mut Scratch, rows: &[Row]) {
+        let shape = &self.shape;
+        let (queries, size) = (shape.heads * shape.head, shape.heads / shape.key_heads * shape.head);
+        let (weighing, window) = (Weighing { scale: shape.scale, cap: shape.score_cap }, shape.attention[index].window);
+        let out = scratch.attended.reset(rows.len(), queries);
+        let [asked, told] = &mut scratch.together;
+        for key_head in 0..shape.key_heads {
+            let mut at = 0;
+            while at < rows.len() {
+                let some = together(&rows[at..], size / shape.head, window);
+                let last = rows[at].position + some;
+                let positions = window.map_or(0, |window| last.saturating_sub(window))..last;
+                let look = Look { slot: rows[at].slot, layer: index, key_head, positions, rows: some, weighing };
+                let part =
+                    |row: usize| (at + row) * queries + key_head * size..(at + row) * queries + (key_head + 1) * size;
+                asked.clear();
+                (0..some).for_each(|row| asked.extend_from_slice(&scratch.queries[part(row)]));
+                told.resize(some * size, 0.0);
+                cache.attend(self.level, &look, asked, &mut scratch.scores, told);
+                told.chunks_exact(size).enumerate().for_each(|(row, told)| out[part(row)].copy_from_slice(told));
+                at += some;
+            }
+        }
     }
 
     fn feed_forward(&self, layer: &Layer, index: usize, scratch: &mut Scratch, rows: usize) {
@@ -197,6 +218,20 @@ impl Decoder {
             NormKind::Layer => layer_norm(self.level, row, &norm.weight, &norm.bias, self.shape.epsilon, out),
         }
     }
+}
+
+/// Rows from the first on that look at the keys together: of one sequence, one position after the other, none of which has a
+/// beginning out of its window, and only where heads that share keys are too few to fill a kernel.
+fn together(rows: &[Row], shared: usize, window: Option<usize>) -> usize {
+    if shared.is_multiple_of(TOGETHER) {
+        return 1;
+    }
+    let first = rows[0];
+    let belongs = |(at, row): &(usize, &Row)| {
+        let position = first.position + at;
+        (row.slot, row.position) == (first.slot, position) && window.is_none_or(|window| position < window)
+    };
+    rows.iter().enumerate().take(TOGETHER).take_while(belongs).count().max(1)
 }
 
 impl Linear {

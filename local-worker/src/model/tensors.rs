@@ -24,6 +24,9 @@ pub trait Tensors {
     /// It is missing, cut off, of another shape or of an unknown element type.
     fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&[u8], Format), LoadError>;
 
+    /// Bytes of all tensors, about.
+    fn size(&self) -> u64;
+
     /// Names of all tensors.
     fn names(&self) -> Vec<String>;
 
@@ -62,7 +65,8 @@ pub struct Loader<'file> {
 impl<'file> Loader<'file> {
     /// Of a file; `quantize` is what matrices of floating point become.
     pub fn new(tensors: &'file dyn Tensors, quantize: Option<Quantize>) -> Self {
-        Self { tensors, quantize, used: RefCell::default(), formats: RefCell::default(), memory: RefCell::default() }
+        let memory = RefCell::new(Memory::expecting(usize::try_from(tensors.size()).unwrap_or(0)));
+        Self { tensors, quantize, used: RefCell::default(), formats: RefCell::default(), memory }
     }
 
     /// Whether there is such a tensor.
