@@ -9,6 +9,7 @@ mod draft;
 mod embed;
 mod experiment;
 mod facts;
+mod feedback;
 mod follow;
 mod hold;
 mod observe;

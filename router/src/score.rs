@@ -218,14 +218,13 @@ impl Scorers {
         before.get(&scorer.pair).cloned()
     }
 
-    /// Takes in a graded prompt of a tenant: it counts from the next score on, for this tenant only. Takes microseconds.
+    /// Takes in a graded prompt of a tenant, which corrects what this scorer says: it counts from the next score on, for this
+    /// tenant only. Takes microseconds.
     ///
     /// # Errors
-    /// There is no scorer to correct.
-    pub fn observe(&self, observed: &Observed<'_>) -> Result<(), ScoreError> {
-        let Pair { small, large } = observed.pair;
-        let scorer = self.get(small, large)?;
-        self.own.observe(&scorer, observed)
+    /// The scorer fails.
+    pub fn observe(&self, scorer: &PairScorer, observed: &Observed<'_>) -> Result<(), ScoreError> {
+        self.own.observe(scorer, observed)
     }
 
     /// A scorer's score for a conversation, and what the tenant's own outcomes for the pair make of it.

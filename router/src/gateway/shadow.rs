@@ -337,9 +337,7 @@ impl Run {
             small_quality: grades.small,
             large_quality: grades.large,
         };
-        if let Err(error) = self.gateway.scorers.observe(&observed) {
-            tracing::debug!(%error, "nothing to correct by an outcome");
-        }
+        self.gateway.learn_at_once(&self.admitted.policy, &plan.small, &observed);
         self.gateway.live.graded(&self.admitted.policy, &request);
     }
 }

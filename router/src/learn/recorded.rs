@@ -145,7 +145,9 @@ async fn feedback(archive: &Archive, tenant: &str) -> Result<Vec<Outcome>, Ledge
     Ok(rows)
 }
 
-fn judged_by_a_reader(story: &Story) -> Option<Outcome> {
+/// What feedback says of a small model's answer, against a large one that is thought to be right; `None` without feedback,
+/// without the prompt's text, and for other answers.
+pub fn judged_by_a_reader(story: &Story) -> Option<Outcome> {
     let entry = &story.entry;
     let decision = entry.decision.as_ref().filter(|_| entry.shadow_of.is_none())?;
     let shown = decision.candidates.iter().find(|candidate| candidate.model == decision.model)?;

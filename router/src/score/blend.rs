@@ -73,7 +73,7 @@ pub fn raw(rows: &[&Outcome], shared: &Shared, seed: u64) -> Result<Blend, FitEr
     let case = |(row, turns): (&&Outcome, _)| Case {
         turns,
         advantage: advantage(row) as f32,
-        shared: shared.by_cluster.get(&row.cluster).copied().unwrap_or(0.0) as f32,
+        shared: shared.went(row) as f32,
         weight: (1.0 / row.sampling_probability).min(HEAVIEST) as f32,
         group: group(&row.cluster),
         remembered: remembered(row),
@@ -97,16 +97,23 @@ fn advantage(row: &Outcome) -> f64 {
 }
 
 /// How prompts went for all pairs that were asked them, by cluster, and what that says of other prompts: difficulty is shared
-/// between small models.
+/// between small models, between some of them more than between others.
 #[derive(Debug, Clone, Default)]
 pub struct Shared {
-    by_cluster: BTreeMap<String, f64>,
+    /// Source and models, by place.
+    pairs: BTreeMap<(String, String, String), usize>,
+    /// By cluster, for each pair that was asked it, its place and how it went.
+    by_cluster: BTreeMap<String, Vec<(usize, f64)>>,
+    /// How far two pairs find the same prompts hard, by their places.
+    kinship: BTreeMap<(usize, usize), f64>,
     pool: Pool,
 }
 
+/// Prompts that two pairs have in common count as much as this many on which they have nothing in common.
+const STRANGERS: f64 = 50.0;
+
 impl Shared {
-    /// The mean over rows of each cluster, every pair's advantages brought to mean 0 and deviation 1 first. Rows that
-    /// check anything must not be among these.
+    /// Every pair's advantages are brought to mean 0 and deviation 1 first. Rows that check anything must not be among these.
     pub fn of<'rows>(rows: impl Iterator<Item = &'rows Outcome> + Clone) -> Self {
         let mut pairs: BTreeMap<(&str, &str, &str), (f64, f64, f64)> = BTreeMap::new();
         let name = |row: &'rows Outcome| (row.source.as_str(), row.small.as_str(), row.large.as_str());
@@ -115,27 +122,77 @@ impl Shared {
             let advantage = advantage(row);
             *sums = (sums.0 + 1.0, sums.1 + advantage, sums.2 + advantage * advantage);
         }
-        let mut clusters: BTreeMap<&str, (f64, f64, &str)> = BTreeMap::new();
+        let places: BTreeMap<(&str, &str, &str), usize> =
+            pairs.keys().enumerate().map(|(place, name)| (*name, place)).collect();
+        let mut clusters: BTreeMap<&str, (BTreeMap<usize, (f64, f64)>, &str)> = BTreeMap::new();
         for row in rows {
-            let Some((count, sum, squares)) = pairs.get(&name(row)) else { continue };
+            let (Some((count, sum, squares)), Some(place)) = (pairs.get(&name(row)), places.get(&name(row))) else {
+                continue;
+            };
             let mean = sum / count;
             let deviation = (squares / count - mean * mean).max(0.0).sqrt();
             let standard = if deviation > 1e-9 { (advantage(row) - mean) / deviation } else { 0.0 };
-            let sums = clusters.entry(&row.cluster).or_insert((0.0, 0.0, &row.prompt));
-            *sums = (sums.0 + 1.0, sums.1 + standard, sums.2);
+            let (of_pairs, _) = clusters.entry(&row.cluster).or_insert_with(|| (BTreeMap::new(), &row.prompt));
+            let sums = of_pairs.entry(*place).or_default();
+            *sums = (sums.0 + standard, sums.1 + 1.0);
         }
-        // One prompt speaks for its near-duplicates.
-        let turns: Vec<[Turn<'_>; 1]> = clusters.values().map(|(_, _, prompt)| [Turn::user(prompt)]).collect();
-        let common = |((cluster, (count, sum, _)), turns): ((&&str, &(f64, f64, &str)), _)| Common {
-            turns,
-            shared: (sum / count) as f32,
-            group: group(cluster),
+        let prompts: Vec<&str> = clusters.values().map(|(_, prompt)| *prompt).collect();
+        let by_cluster: BTreeMap<String, Vec<(usize, f64)>> = clusters
+            .iter()
+            .map(|(cluster, (of_pairs, _))| {
+                let went = of_pairs.iter().map(|(place, (sum, count))| (*place, sum / count)).collect();
+                ((*cluster).to_owned(), went)
+            })
+            .collect();
+        let pool = pool(&by_cluster, &prompts);
+        let kinship = kinship(&by_cluster);
+        let own = |(source, small, large): &(&str, &str, &str)| {
+            ((*source).to_owned(), (*small).to_owned(), (*large).to_owned())
         };
-        let commons: Vec<Common<'_>> =
-            clusters.iter().zip(turns.iter().map(|turns| turns.as_slice())).map(common).collect();
-        // What stops this stops the blend as well, and that says so.
-        let pool = Pool::fit(&commons).unwrap_or_default();
-        let mean = |(cluster, (count, sum, _)): (&str, (f64, f64, &str))| (cluster.to_owned(), sum / count);
-        Self { by_cluster: clusters.into_iter().map(mean).collect(), pool }
+        let pairs = places.iter().map(|(name, place)| (own(name), *place)).collect();
+        Self { pairs, by_cluster, kinship, pool }
     }
+
+    /// How a row's prompt went, over all pairs that were asked it, those counting most that find the same prompts hard.
+    fn went(&self, row: &Outcome) -> f64 {
+        let Some(went) = self.by_cluster.get(&row.cluster) else { return 0.0 };
+        let own = self.pairs.get(&(row.source.clone(), row.small.clone(), row.large.clone()));
+        let kinship = |other: &usize| match own {
+            Some(own) if own == other => 1.0,
+            Some(own) => self.kinship.get(&(*own.min(other), *own.max(other))).copied().unwrap_or(0.0),
+            None => 1.0,
+        };
+        let (sum, weight) = went
+            .iter()
+            .fold((0.0, 0.0), |(sum, weight), (pair, value)| (sum + kinship(pair) * value, weight + kinship(pair)));
+        if weight > 0.0 { sum / weight } else { 0.0 }
+    }
+}
+
+/// What all pairs say of all prompts; one prompt speaks for its near-duplicates.
+fn pool(by_cluster: &BTreeMap<String, Vec<(usize, f64)>>, prompts: &[&str]) -> Pool {
+    let turns: Vec<[Turn<'_>; 1]> = prompts.iter().map(|prompt| [Turn::user(prompt)]).collect();
+    let common = |((cluster, went), turns): ((&String, &Vec<(usize, f64)>), _)| Common {
+        turns,
+        shared: (went.iter().map(|(_, value)| value).sum::<f64>() / went.len().max(1) as f64) as f32,
+        group: group(cluster),
+    };
+    let commons: Vec<Common<'_>> =
+        by_cluster.iter().zip(turns.iter().map(|turns| turns.as_slice())).map(common).collect();
+    // What stops this stops the blend as well, and that says so.
+    Pool::fit(&commons).unwrap_or_default()
+}
+
+/// Correlations of how prompts went, shrunk where few are shared; none below 0.
+fn kinship(by_cluster: &BTreeMap<String, Vec<(usize, f64)>>) -> BTreeMap<(usize, usize), f64> {
+    let mut products: BTreeMap<(usize, usize), (f64, f64)> = BTreeMap::new();
+    for went in by_cluster.values() {
+        for (at, (one, a)) in went.iter().enumerate() {
+            for (other, b) in went.iter().skip(at + 1) {
+                let sums = products.entry((*one, *other)).or_default();
+                *sums = (sums.0 + a * b, sums.1 + 1.0);
+            }
+        }
+    }
+    products.into_iter().map(|(pair, (sum, count))| (pair, (sum / (count + STRANGERS)).max(0.0))).collect()
 }

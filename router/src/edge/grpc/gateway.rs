@@ -162,7 +162,7 @@ impl v1::gateway_service_server::GatewayService for Services {
         let (Some(value), true) = (value, wrong.is_empty()) else { return Err(status::invalid(wrong)) };
         let entry = Self::entry_id("entry_id", &message.entry_id)?;
         let feedback = Feedback { entry, source, value, at: jiff::Timestamp::now() };
-        let outcome = self.ledger.feedback(&caller.tenant, &feedback).await;
+        let outcome = self.gateway.feedback(&caller.tenant, &feedback).await;
         let outcome = match outcome.map_err(|error| status::of_ledger(&error))? {
             FeedbackOutcome::Recorded => v1::FeedbackOutcome::Recorded,
             FeedbackOutcome::Unchanged => v1::FeedbackOutcome::Unchanged,

@@ -1,4 +1,4 @@
-use super::super::{ScoreError, Scorers};
+use super::super::Scorers;
 use super::*;
 use crate::domain::Role;
 use crate::evidence::calibration::Calibration;
@@ -21,7 +21,7 @@ fn pair() -> Pair {
 fn observe(scorers: &Scorers, tenant: &str, prompt: &str, small_quality: f64) {
     let pair = pair();
     let observed = Observed { tenant, pair: &pair, prompt, small_quality, large_quality: 1.0 };
-    scorers.observe(&observed).unwrap();
+    scorers.observe(&scorers.get("s", "l").unwrap(), &observed).unwrap();
 }
 
 fn scoring(scorers: &Scorers, tenant: &str, prompt: &str) -> Scoring {
@@ -55,9 +55,6 @@ fn a_tenants_outcomes_count_at_once_and_for_nobody_else() {
     let scorer = scorers.get("s", "l").unwrap();
     let asked = [Message::text(Role::User, "How many apples are left?")];
     assert_eq!(scorers.scoring(&scorer, "acme", &Pair::new("s", "other"), &asked).unwrap().own, None);
-    let missing =
-        Observed { pair: &Pair::new("x", "y"), tenant: "acme", prompt: "a", small_quality: 1.0, large_quality: 1.0 };
-    assert!(matches!(scorers.observe(&missing), Err(ScoreError::NoScorer(_))));
 }
 
 /// Outcomes that near ones do not foretell: the fitted score is right, and stays.
