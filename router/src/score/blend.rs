@@ -109,6 +109,9 @@ pub struct Shared {
     pool: Pool,
 }
 
+/// Sums with their counts, by pair.
+type Sums = BTreeMap<usize, (f64, f64)>;
+
 /// Prompts that two pairs have in common count as much as this many on which they have nothing in common.
 const STRANGERS: f64 = 50.0;
 
@@ -124,7 +127,8 @@ impl Shared {
         }
         let places: BTreeMap<(&str, &str, &str), usize> =
             pairs.keys().enumerate().map(|(place, name)| (*name, place)).collect();
-        let mut clusters: BTreeMap<&str, (BTreeMap<usize, (f64, f64)>, &str)> = BTreeMap::new();
+        // By cluster the sum and count of every pair, and a prompt.
+        let mut clusters: BTreeMap<&str, (Sums, &str)> = BTreeMap::new();
         for row in rows {
             let (Some((count, sum, squares)), Some(place)) = (pairs.get(&name(row)), places.get(&name(row))) else {
                 continue;
@@ -195,4 +199,40 @@ fn kinship(by_cluster: &BTreeMap<String, Vec<(usize, f64)>>) -> BTreeMap<(usize,
         }
     }
     products.into_iter().map(|(pair, (sum, count))| (pair, (sum / (count + STRANGERS)).max(0.0))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::outcome::Outcomes;
+
+    /// A and B find the same prompts hard, C finds those hard that are easy for them.
+    #[test]
+    fn pairs_count_for_each_other_as_far_as_they_agree() {
+        let row = |number: usize, small: &str, good: bool| {
+            format!(
+                "{{\"id\":\"{number}\",\"source\":\"made\",\"prompt\":\"Question {number}\",\"weak_model\":\"{small}\",\
+                 \"strong_model\":\"large\",\"weak_quality\":{},\"strong_quality\":1,\"cluster\":\"c{number}\"}}\n",
+                u8::from(good)
+            )
+        };
+        let rows: String = (0..400)
+            .map(|number| {
+                let hard = number % 2 == 0;
+                row(number, "a", !hard) + &row(number, "b", hard == (number % 8 == 3)) + &row(number, "c", hard)
+            })
+            .collect();
+        let outcomes = Outcomes::parse([("made", rows.as_str())]).unwrap();
+        let shared = Shared::of(outcomes.rows.iter());
+        let of = |id: &str, small: &str| {
+            shared.went(outcomes.rows.iter().find(|row| row.id == id && row.small == small).unwrap())
+        };
+        // What is easy for A stays so, however hard it is for C; B, which mostly agrees with A, moves it.
+        assert!(of("1", "a") > 0.5 && of("0", "a") < -0.5, "{} {}", of("1", "a"), of("0", "a"));
+        assert!(of("1", "a") > of("3", "a"), "{} {}", of("1", "a"), of("3", "a"));
+        assert!((of("0", "c") - 1.0).abs() < 0.01, "nobody agrees with C: {}", of("0", "c"));
+        // A pair that is not among the rows hears all of them alike.
+        let stranger = Outcome { small: "d".to_owned(), ..outcomes.rows[0].clone() };
+        assert!(shared.went(&stranger).abs() < 0.5, "{}", shared.went(&stranger));
+    }
 }

@@ -188,3 +188,36 @@ async fn whose_text_is_not_recorded_is_not_learnt_from() {
     assert_eq!((counts.fit, counts.evidence, counts.unusable), (0, 0, 12));
     house.close().await;
 }
+
+/// What the small model is given for a question.
+fn score(answer: &v1::CompleteResponse) -> f64 {
+    let decision = answer.finished.as_ref().unwrap().decision.as_ref().unwrap();
+    decision.candidates.iter().find_map(|candidate| candidate.score).unwrap()
+}
+
+/// A reader's word counts from the next question on, for its tenant, where the text was recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn feedback_moves_the_next_score_where_text_is_recorded() {
+    for (level, moves) in [(RecordLevel::Text, true), (RecordLevel::Features, false)] {
+        let (folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let policy = "name = \"learning\"\n[models]\nsmall = [\"sluice-nano\"]\nlarge = [\"openai/gpt-4.1-mini\"]\n\
+                      [objective]\ngoal = \"fixed-threshold\"\nthreshold = 0.0\n[escalate]\nenabled = false\n";
+        std::fs::write(folder.path().join("learning.toml"), policy).unwrap();
+        let house = House::knowing(&[], settings(folder.path(), data.path(), level)).await;
+        let before = score(&ask(&house, &question(0)).await);
+        for number in (0..36).step_by(3) {
+            let entry_id = ask(&house, &question(number)).await.request_id;
+            let source = v1::FeedbackSource::User.into();
+            let feedback = v1::SubmitFeedbackRequest { entry_id, source, value: Some(0.0) };
+            // Saying it again changes nothing.
+            for expected in [v1::FeedbackOutcome::Recorded, v1::FeedbackOutcome::Unchanged] {
+                let heard = house.client.clone().gateway.submit_feedback(feedback.clone()).await.unwrap().into_inner();
+                assert_eq!(heard.outcome(), expected);
+            }
+        }
+        let after = score(&ask(&house, &question(0)).await);
+        assert_eq!(after < 0.8 * before, moves, "{level:?}: {before} {after}");
+        assert!(moves || after == before, "{before} {after}");
+        house.close().await;
+    }
+}
