@@ -1,7 +1,7 @@
 //! Chat templates: Jinja as model files carry it, rendered with the functions Hugging Face gives it. Templates come with
 //! weights, so they are untrusted: they see only the conversation, and a source longer than any real one is refused. Steps are
-//! counted, and so is what they make and read (64 bytes are a step), in proportion to the conversation; [`within`] counts what
-//! the engine does not, [`growth`] refuses what can't be counted. A source may be nested as deep as it is long, so it is read on a thread whose stack is as large
+//! counted, and so is what they make and read (64 bytes are a step), in proportion to the conversation; `within` counts what
+//! the engine does not, `growth` refuses what can't be counted. A source may be nested as deep as it is long, so it is read on a thread whose stack is as large
 //! as that can need.
 
 mod growth;
