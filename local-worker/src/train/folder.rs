@@ -5,8 +5,8 @@ use super::corpus::{self, Chosen, Encoded};
 use super::model::{self, Metadata, Words};
 use super::network::Network;
 use super::pass::Aim;
-use super::recipe::Recipe;
-use super::run::{Event, Run, train};
+use super::recipe::{Recipe, Training};
+use super::run::{Event, Run, tokens_seen, train};
 use super::teacher::Teacher;
 use super::vocabulary::Vocabulary;
 use super::{TrainError, write_whole};
@@ -97,7 +97,7 @@ impl Prepared {
         let held_out = dev_records(&recipe, files, &chosen)?;
         std::fs::create_dir_all(folder).map_err(|error| TrainError::file(folder, error))?;
         let told = told(&recipe, files, notes)?;
-        check(folder, &told)?;
+        check(folder, &told, &recipe.training)?;
         let (mut start, metadata) = begin(&recipe, folder, &chosen.train)?;
         let words = Words::new(&metadata, start.shape.vocabulary)?;
         let mut embedded = 0;
@@ -250,8 +250,9 @@ fn hash(path: &Path) -> Result<Value, TrainError> {
     Ok(json!({ "file": name, "blake3": hasher.finalize().to_hex().as_str() }))
 }
 
-/// Refuses a folder that holds a run made of something else.
-fn check(folder: &Path, told: &Value) -> Result<(), TrainError> {
+/// Refuses a folder that holds a run made of something else. One whose rate has not begun to fall may get another length:
+/// so far, that has decided nothing.
+fn check(folder: &Path, told: &Value, training: &Training) -> Result<(), TrainError> {
     let path = folder.join("run.json");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -259,9 +260,15 @@ fn check(folder: &Path, told: &Value) -> Result<(), TrainError> {
         Err(error) => return Err(TrainError::file(&path, error)),
     };
     let other = |difference: String| Err(TrainError::OtherRun { folder: folder.to_owned(), difference });
-    let Ok(found) = serde_json::from_str::<Value>(&text) else {
+    let Ok(mut found) = serde_json::from_str::<Value>(&text) else {
         return other("a run.json that is no JSON".to_owned());
     };
+    if let Some(length) = found.pointer_mut("/recipe/training/tokens") {
+        let before = length.as_u64().unwrap_or_default().saturating_sub(training.fall.unwrap_or(u64::MAX));
+        if tokens_seen(folder)? <= before.min(training.steady()) {
+            *length = training.tokens.into();
+        }
+    }
     let mut differences = Vec::new();
     for key in ["recipe", "data", "dev", "answers", "start", "vectors", "notes"] {
         compare(key, &found[key], &told[key], &mut differences);

@@ -20,6 +20,8 @@ const PIECE: usize = 1 << 16;
 pub(super) struct StepSize {
     /// Learning rate.
     pub rate: f64,
+    /// Share of it that the embedding of tokens gets.
+    pub embedding: f64,
     /// Weight decay of matrices.
     pub decay: f64,
     /// Largest norm of all gradients together.
@@ -128,19 +130,23 @@ impl Crew {
         let level = Level::detect();
         let exponent = i32::try_from(size.step).unwrap_or(i32::MAX);
         let adam = Adam {
-            rate: (size.rate / (1.0 - BETA1.powi(exponent))) as f32,
+            rate: 0.0,
             keep: 1.0,
             beta1: BETA1 as f32,
             beta2: BETA2 as f32,
             correction2: (1.0 / (1.0 - BETA2.powi(exponent))) as f32,
             scale: scale as f32,
         };
-        let keep = (1.0 - size.rate * size.decay) as f32;
         let (mut weights, mut first, mut second, mut gradients) =
             (network.weights.as_mut_slice(), moments.first.as_mut_slice(), moments.second.as_mut_slice(), gradients);
         let mut pieces = Vec::new();
         for part in &network.parts {
-            let adam = Adam { keep: if part.is_norm() { 1.0 } else { keep }, ..adam };
+            let rate = if part.name == "token_embd.weight" { size.rate * size.embedding } else { size.rate };
+            let adam = Adam {
+                rate: (rate / (1.0 - BETA1.powi(exponent))) as f32,
+                keep: if part.is_norm() { 1.0 } else { (1.0 - rate * size.decay) as f32 },
+                ..adam
+            };
             let mut left = part.rows * part.columns;
             while left > 0 {
                 let count = left.min(PIECE);
@@ -179,6 +185,7 @@ fn share_out<'a>(samples: &[&'a Sample], parts: usize) -> Vec<Vec<&'a Sample>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::network::Shape;
     use crate::train::network::tests::tiny;
 
     fn samples() -> Vec<Sample> {
@@ -201,7 +208,7 @@ mod tests {
             let mut sums = crew.learn(&network, one, &Aim::default(), true);
             sums += crew.learn(&network, other, &Aim::default(), false);
             losses.push(sums.loss / sums.weight);
-            let size = StepSize { rate: 1e-2, decay: 0.0, clip: 1.0, step };
+            let size = StepSize { rate: 1e-2, embedding: 1.0, decay: 0.0, clip: 1.0, step };
             assert!(crew.step(&mut network, &mut moments, sums.weight, size).is_finite());
         }
         (network, losses)
@@ -226,10 +233,31 @@ mod tests {
         let samples = samples();
         let samples: Vec<&Sample> = samples.iter().collect();
         crew.learn(&network, &samples, &Aim::default(), true);
-        let size = StepSize { rate: 1.0, decay: 0.1, clip: 1.0, step: 1 };
+        let size = StepSize { rate: 1.0, embedding: 1.0, decay: 0.1, clip: 1.0, step: 1 };
         network.weights[3] = 0.0;
         let norm = crew.step(&mut network, &mut Moments::default(), 1.0, size);
         assert!(norm.is_nan() || before[4..] != network.weights[4..], "token 0 is in no record");
+    }
+
+    #[test]
+    fn the_embedding_moves_at_its_own_rate() {
+        let moved = |embedding: f64| {
+            let before = Network::random(Shape { own_output: true, ..tiny() }, 5);
+            let (mut network, samples) = (before.clone(), samples());
+            let mut crew = Crew::new(&network, 2).unwrap();
+            let sums = crew.learn(&network, &samples.iter().collect::<Vec<_>>(), &Aim::default(), true);
+            let size = StepSize { rate: 1e-2, embedding, decay: 0.0, clip: 1.0, step: 1 };
+            crew.step(&mut network, &mut Moments::default(), sums.weight, size);
+            let by = |name: &str| {
+                let pairs = network.tensor(name).unwrap().iter().zip(before.tensor(name).unwrap());
+                pairs.map(|(a, b)| f64::from((a - b).abs())).sum::<f64>()
+            };
+            (by("token_embd.weight"), by("output.weight"), by("blk.0.attn_q.weight"))
+        };
+        let (whole, tenth) = (moved(1.0), moved(0.1));
+        assert!((tenth.0 / whole.0 - 0.1).abs() < 1e-3, "{whole:?} {tenth:?}");
+        assert_eq!((tenth.1, tenth.2), (whole.1, whole.2));
+        assert_eq!(moved(0.0).0, 0.0);
     }
 
     #[test]

@@ -2,20 +2,20 @@
 //!
 //! Records lie one after the other without padding and without seeing each other: products run over all tokens, attention
 //! over each record alone, positions begin at zero in each, as when it is served. Everything that the way back needs stays
-//! in buffers that are kept from step to step.
+//! in buffers that are kept from step to step. Behind the last attention only rows with a target that counts are worked:
+//! where answers alone are learnt, that is a small part of them.
 
 mod attention;
 mod head;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 pub use head::Aim;
 
 use super::network::Network;
-use crate::kernels::{
-    Level, View, ViewMut, add, product, rms_norm_backward, rms_norm_forward, silu_multiply, silu_multiply_backward,
-    sum_products,
-};
+use crate::kernels::{Level, View, ViewMut, add, product, silu_multiply, silu_multiply_backward, sum_products};
+use rows::{Back, gather, norm, scatter};
 
 /// A record as tokens: each but the last is an input, each but the first a target with a weight.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -116,6 +116,7 @@ struct Kept {
     turned: Vec<f32>,
     shares: Vec<f32>,
     mixed: Vec<f32>,
+    picked: Vec<f32>,
     middle: Vec<f32>,
     second_normal: Vec<f32>,
     second_factors: Vec<f32>,
@@ -146,6 +147,8 @@ pub(super) struct Shard {
     layers: Vec<Kept>,
     state: Kept,
     passing: Passing,
+    /// Rows that are worked behind the last attention, where not all are.
+    some: Vec<usize>,
 }
 
 /// Makes a buffer as long as is needed now; what is in it is of the step before.
@@ -164,6 +167,7 @@ impl Shard {
             layers: (0..network.shape.layers).map(|_| Kept::default()).collect(),
             state: Kept::default(),
             passing: Passing::default(),
+            some: Vec::new(),
         }
     }
 
@@ -173,6 +177,7 @@ impl Shard {
         if fresh {
             self.gradients.fill(0.0);
         }
+        self.pick(samples);
         self.forward(network, samples);
         let sums = self.head(network, samples, aim, true);
         self.backward(network, samples);
@@ -181,8 +186,25 @@ impl Shard {
 
     /// Forward alone: losses, and which answers are right.
     pub fn look(&mut self, network: &Network, samples: &[&Sample], aim: &Aim) -> Sums {
+        self.pick(samples);
         self.forward(network, samples);
         self.head(network, samples, aim, false)
+    }
+
+    /// Notes the rows whose targets count.
+    fn pick(&mut self, samples: &[&Sample]) {
+        let weights = samples.iter().flat_map(|sample| &sample.weights);
+        let count = weights.clone().count();
+        self.some.clear();
+        self.some.extend(weights.enumerate().filter(|(_, weight)| **weight > 0.0).map(|(row, _)| row));
+        if self.some.len() == count {
+            self.some.clear();
+        }
+    }
+
+    /// Rows behind a layer's attention.
+    fn left(&self, network: &Network, layer: usize, count: usize) -> usize {
+        if layer + 1 < network.shape.layers || self.some.is_empty() { count } else { self.some.len() }
     }
 
     fn forward(&mut self, network: &Network, samples: &[&Sample]) {
@@ -201,23 +223,26 @@ impl Shard {
         for layer in 0..shape.layers {
             std::mem::swap(&mut self.layers[layer].input, &mut stream);
             self.layer_forward(network, layer, samples, count);
+            let left = self.left(network, layer, count);
             let kept = &mut self.layers[layer];
-            let out = fit(&mut stream, count * width);
-            out.copy_from_slice(&kept.middle[..count * width]);
-            let inner = View::new(&kept.inner, count, shape.feed_forward, shape.feed_forward);
+            let out = fit(&mut stream, left * width);
+            out.copy_from_slice(&kept.middle[..left * width]);
+            let inner = View::new(&kept.inner, left, shape.feed_forward, shape.feed_forward);
             let down =
                 View::new(&network.weights[network.layer(layer).down..], width, shape.feed_forward, shape.feed_forward);
-            product(ViewMut::new(out, count, width, width), inner, down.transposed(), 1.0, true);
+            product(ViewMut::new(out, left, width, width), inner, down.transposed(), 1.0, true);
         }
         let weight = &network.weights[network.last_norm()..][..width];
+        let left = self.left(network, shape.layers.saturating_sub(1), count);
         let Kept { normal, factors, .. } = &mut self.state;
-        norm(self.level, &stream[..count * width], weight, network, normal, factors);
+        norm(self.level, &stream[..left * width], weight, network, normal, factors);
         self.state.input = stream;
     }
 
     fn layer_forward(&mut self, network: &Network, layer: usize, samples: &[&Sample], count: usize) {
         let (shape, weights, places) = (&network.shape, &network.weights, network.layer(layer));
-        let (width, turned, inner) = (shape.width, shape.turned(), shape.feed_forward);
+        let (width, turned) = (shape.width, shape.turned());
+        let left = self.left(network, layer, count);
         let (kept, level) = (&mut self.layers[layer], self.level);
         let input = &kept.input[..count * width];
         norm(level, input, &weights[places.attention_norm..][..width], network, &mut kept.normal, &mut kept.factors);
@@ -227,10 +252,25 @@ impl Shard {
         product(ViewMut::new(out, count, turned, turned), normal, matrix, 1.0, false);
         attention::forward(level, shape, samples, kept, &self.passing);
         let queries = shape.heads * shape.head();
-        fit(&mut kept.middle, count * width).copy_from_slice(&kept.input[..count * width]);
-        let mixed = View::new(&kept.mixed, count, queries, queries);
+        let middle = fit(&mut kept.middle, left * width);
+        let mixed = if left < count {
+            gather(&self.some, &kept.input, middle, width);
+            gather(&self.some, &kept.mixed, fit(&mut kept.picked, left * queries), queries);
+            &kept.picked
+        } else {
+            middle.copy_from_slice(&kept.input[..count * width]);
+            &kept.mixed
+        };
+        let mixed = View::new(mixed, left, queries, queries);
         let matrix = View::new(&weights[places.output..], width, queries, queries).transposed();
-        product(ViewMut::new(&mut kept.middle, count, width, width), mixed, matrix, 1.0, true);
+        product(ViewMut::new(middle, left, width, width), mixed, matrix, 1.0, true);
+        self.forward_part(network, layer, left);
+    }
+
+    fn forward_part(&mut self, network: &Network, layer: usize, count: usize) {
+        let (shape, weights, places) = (&network.shape, &network.weights, network.layer(layer));
+        let (width, inner) = (shape.width, shape.feed_forward);
+        let (kept, level) = (&mut self.layers[layer], self.level);
         let (normal, factors) = (&mut kept.second_normal, &mut kept.second_factors);
         norm(level, &kept.middle[..count * width], &weights[places.forward_norm..][..width], network, normal, factors);
         let normal = View::new(&kept.second_normal, count, width, width);
@@ -250,13 +290,14 @@ impl Shard {
         let (shape, level) = (&network.shape, self.level);
         let (width, count) = (shape.width, samples.iter().map(|sample| sample.len()).sum::<usize>());
         let last = network.last_norm();
+        let left = self.left(network, shape.layers.saturating_sub(1), count);
         let Passing { gradient, narrow, .. } = &mut self.passing;
-        fit(gradient, count * width).fill(0.0);
+        fit(gradient, left * width).fill(0.0);
         let back =
             Back { level, weight: &network.weights[last..][..width], dweight: &mut self.gradients[last..][..width] };
-        back.norm(&self.state.input, &self.state.factors, &narrow[..count * width], &mut gradient[..count * width]);
+        back.norm(&self.state.input, &self.state.factors, &narrow[..left * width], &mut gradient[..left * width]);
         for layer in (0..shape.layers).rev() {
-            self.forward_part_backward(network, layer, count);
+            self.forward_part_backward(network, layer, self.left(network, layer, count));
             self.attention_part_backward(network, layer, samples, count);
         }
         let tokens = samples.iter().flat_map(|sample| &sample.tokens[..sample.len()]);
@@ -295,13 +336,20 @@ impl Shard {
     fn attention_part_backward(&mut self, network: &Network, layer: usize, samples: &[&Sample], count: usize) {
         let (shape, weights, places, level) = (&network.shape, &network.weights, network.layer(layer), self.level);
         let (width, turned, queries) = (shape.width, shape.turned(), shape.heads * shape.head());
+        let left = self.left(network, layer, count);
         let (kept, gradients) = (&mut self.layers[layer], &mut self.gradients);
-        let dout = View::new(&self.passing.gradient, count, width, width);
+        let Passing { gradient, narrow, rows, .. } = &mut self.passing;
+        let dout = View::new(gradient, left, width, width);
         let matrix = View::new(&weights[places.output..], width, queries, queries);
-        let dmixed = fit(&mut self.passing.narrow, count * queries);
-        product(ViewMut::new(dmixed, count, queries, queries), dout, matrix, 1.0, false);
+        let dmixed = fit(narrow, left * queries);
+        product(ViewMut::new(dmixed, left, queries, queries), dout, matrix, 1.0, false);
         let out = ViewMut::new(&mut gradients[places.output..], width, queries, queries);
-        product(out, dout.transposed(), View::new(&kept.mixed, count, queries, queries), 1.0, true);
+        let mixed = if left < count { &kept.picked } else { &kept.mixed };
+        product(out, dout.transposed(), View::new(mixed, left, queries, queries), 1.0, true);
+        if left < count {
+            scatter(&self.some, narrow, rows, (count, queries));
+            scatter(&self.some, gradient, rows, (count, width));
+        }
         attention::backward(level, shape, samples, kept, &mut self.passing);
         let Passing { gradient, wide, narrow, .. } = &mut self.passing;
         let dturned = View::new(wide, count, turned, turned);
@@ -313,32 +361,5 @@ impl Shard {
         let norm = places.attention_norm;
         let back = Back { level, weight: &weights[norm..][..width], dweight: &mut gradients[norm..][..width] };
         back.norm(&kept.input, &kept.factors, dnormal, &mut gradient[..count * width]);
-    }
-}
-
-fn norm(level: Level, input: &[f32], weight: &[f32], network: &Network, normal: &mut Vec<f32>, factors: &mut Vec<f32>) {
-    let width = weight.len();
-    let factors = fit(factors, input.len() / width);
-    let rows = fit(normal, input.len()).chunks_exact_mut(width).zip(input.chunks_exact(width)).zip(factors);
-    for ((out, row), factor) in rows {
-        *factor = rms_norm_forward(level, row, weight, network.shape.norm_epsilon as f32, out);
-    }
-}
-
-/// A norm's way back.
-struct Back<'a> {
-    level: Level,
-    weight: &'a [f32],
-    dweight: &'a mut [f32],
-}
-
-impl Back<'_> {
-    /// Adds the gradient by the input to `dinput`.
-    fn norm(self, input: &[f32], factors: &[f32], dnormal: &[f32], dinput: &mut [f32]) {
-        let width = self.weight.len();
-        let rows = dinput.chunks_exact_mut(width).zip(dnormal.chunks_exact(width)).zip(input.chunks_exact(width));
-        for (((dinput, dnormal), input), factor) in rows.zip(factors) {
-            rms_norm_backward(self.level, input, self.weight, *factor, dnormal, dinput, self.dweight);
-        }
     }
 }

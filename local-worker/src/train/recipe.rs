@@ -86,6 +86,10 @@ pub struct Start {
 pub struct Training {
     /// Tokens to see; the rate falls along a cosine to `floor` of the peak at the end.
     pub tokens: u64,
+    /// Tokens at the end over which it falls, steady before; all if absent. A run whose rate is still steady may be made
+    /// longer or shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fall: Option<u64>,
     /// Tokens of a batch; its last record may lead beyond.
     pub batch_tokens: usize,
     /// Batches whose gradients make one step.
@@ -93,6 +97,9 @@ pub struct Training {
     pub accumulate: usize,
     /// Highest learning rate.
     pub peak_rate: f64,
+    /// What that is multiplied by for the embedding of tokens: below 1, words keep more of what their first vectors say.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub embedding_rate: f64,
     /// Tokens of linear warm-up.
     pub warm_up: u64,
     /// Share of the peak that is left at the end.
@@ -134,6 +141,16 @@ fn two() -> usize {
     2
 }
 
+fn whole() -> f64 {
+    1.0
+}
+
+// Folders of runs that were begun before there was such a key lack it.
+#[allow(clippy::float_cmp, reason = "it asks for the very value that is the default")]
+fn is_whole(value: &f64) -> bool {
+    *value == whole()
+}
+
 fn floor() -> f64 {
     0.001
 }
@@ -151,10 +168,16 @@ fn checkpoint_steps() -> u64 {
 }
 
 impl Training {
+    /// Tokens after which the rate begins to fall.
+    pub(super) fn steady(&self) -> u64 {
+        self.tokens.saturating_sub(self.fall.unwrap_or(self.tokens))
+    }
+
     /// Learning rate when `seen` tokens have been seen.
     pub(super) fn rate(&self, seen: u64) -> f64 {
         let warm = ((seen + self.batch_tokens as u64) as f64 / self.warm_up.max(1) as f64).min(1.0);
-        let share = (seen as f64 / self.tokens.max(1) as f64).min(1.0);
+        let fall = self.fall.unwrap_or(self.tokens).max(1);
+        let share = (seen.saturating_sub(self.steady()) as f64 / fall as f64).min(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * share).cos());
         self.peak_rate * warm * (self.floor + (1.0 - self.floor) * cosine)
     }
@@ -198,9 +221,14 @@ impl Recipe {
             (!data.licences.is_empty(), "data.licences must name what may be trained on"),
             (data.declined_records == 0 || !data.decline.is_empty(), "data.declined_records needs data.decline"),
             (training.tokens > 0, "training.tokens must be above 0"),
+            (
+                training.fall.is_none_or(|fall| fall <= training.tokens),
+                "training.fall must not be above training.tokens",
+            ),
             (training.batch_tokens > 0, "training.batch_tokens must be above 0"),
             (training.accumulate > 0, "training.accumulate must be above 0"),
             (positive(training.peak_rate), "training.peak_rate must be above 0"),
+            ((0.0..=1.0).contains(&training.embedding_rate), "training.embedding_rate must be from 0 to 1"),
             (positive(training.clip), "training.clip must be above 0"),
             ((0.0..=1.0).contains(&training.floor), "training.floor must be from 0 to 1"),
             ((0.0..1.0).contains(&training.weight_decay), "training.weight_decay must be from 0 to below 1"),
@@ -271,5 +299,14 @@ pub(super) mod tests {
         close(500, 0.55);
         close(1000, 0.1);
         close(2000, 0.1);
+        let late = Training { fall: Some(200), ..training };
+        assert_eq!((late.rate(100), late.rate(800)), (1.0, 1.0), "steady until the fall");
+        assert!((late.rate(900) - 0.55).abs() < 0.01 && (late.rate(1000) - 0.1).abs() < 0.01);
+        let longer = Training { tokens: 5000, ..late.clone() };
+        assert_eq!(
+            (late.rate(50), late.rate(700)),
+            (longer.rate(50), longer.rate(700)),
+            "its length changes nothing so far"
+        );
     }
 }

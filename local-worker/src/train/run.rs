@@ -212,7 +212,8 @@ fn advance(
             None => crew.learn(&state.network, &batch, &run.aim, part == 0),
         };
     }
-    let size = StepSize { rate, decay: training.weight_decay, clip: training.clip, step };
+    let embedding = training.embedding_rate;
+    let size = StepSize { rate, embedding, decay: training.weight_decay, clip: training.clip, step };
     let loss = sums.loss / sums.weight.max(1e-12);
     let norm =
         if loss.is_finite() { crew.step(&mut state.network, &mut state.moments, sums.weight, size) } else { f64::NAN };
@@ -275,6 +276,12 @@ impl<'a> Order<'a> {
         }
         batch
     }
+}
+
+/// Tokens that the log of a folder's run knows of.
+pub(super) fn tokens_seen(folder: &Path) -> Result<u64, TrainError> {
+    let seen = |line: &serde_json::Value| line.get("tokens").and_then(serde_json::Value::as_u64);
+    Ok(Log::new(folder).lines()?.iter().filter_map(seen).max().unwrap_or_default())
 }
 
 /// The log of a run: JSON lines.

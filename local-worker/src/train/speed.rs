@@ -38,7 +38,7 @@ pub fn measure(shape: &Shape, rows: usize, length: usize, steps: usize, threads:
     for step in 1..=steps as u64 + 2 {
         let started = Instant::now();
         let sums = crew.learn(&network, &samples, &Aim::default(), true);
-        let size = StepSize { rate: 1e-3, decay: 0.01, clip: 1.0, step };
+        let size = StepSize { rate: 1e-3, embedding: 1.0, decay: 0.01, clip: 1.0, step };
         crew.step(&mut network, &mut moments, sums.weight, size);
         seconds.push(started.elapsed().as_secs_f64());
     }

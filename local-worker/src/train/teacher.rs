@@ -160,7 +160,7 @@ mod tests {
         for step in 1..=200 {
             let sums = crew.learn(&student, &samples, &aim, true);
             divergences.push(sums.loss / sums.weight);
-            let size = StepSize { rate: 1e-2, decay: 0.0, clip: 1.0, step };
+            let size = StepSize { rate: 1e-2, embedding: 1.0, decay: 0.0, clip: 1.0, step };
             crew.step(&mut student, &mut moments, sums.weight, size);
         }
         let (first, last) = (divergences[0], divergences[199]);

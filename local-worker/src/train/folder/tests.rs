@@ -80,6 +80,33 @@ fn a_run_folder_holds_the_model_and_what_it_was_made_of() {
 }
 
 #[test]
+fn a_run_may_be_made_longer_until_its_rate_falls() {
+    let folder = tempfile::tempdir().unwrap();
+    let (files, run) = (corpus(folder.path(), "MIT"), folder.path().join("run"));
+    let of = |tokens: u64, fall: u64| {
+        let mut recipe = recipe();
+        (recipe.training.tokens, recipe.training.fall) = (tokens, Some(fall));
+        recipe
+    };
+    let open = |recipe: Recipe| Prepared::new(recipe, &files, &run, Value::Null).map(|_| ());
+    open(of(4000, 1000)).unwrap();
+    let log = |seen: u64| std::fs::write(run.join("log.jsonl"), format!("{{\"step\":9,\"tokens\":{seen}}}\n")).unwrap();
+    log(2900);
+    open(of(9000, 1000)).unwrap();
+    log(7900);
+    open(of(9000, 1000)).unwrap();
+    let error = open(of(8000, 1000)).unwrap_err().to_string();
+    assert!(
+        error.contains("recipe.training.tokens 9000 in place of 8000"),
+        "by then it should have begun to fall: {error}"
+    );
+    log(8100);
+    let error = open(of(20_000, 1000)).unwrap_err().to_string();
+    assert!(error.contains("recipe.training.tokens"), "it falls already: {error}");
+    assert!(open(of(9000, 2000)).unwrap_err().to_string().contains("recipe.training.fall"));
+}
+
+#[test]
 fn wrong_input_is_told_before_anything_is_trained() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");

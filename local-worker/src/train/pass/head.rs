@@ -35,12 +35,12 @@ struct Target {
 }
 
 fn targets(samples: &[&Sample]) -> Vec<Target> {
-    let mut row = 0;
-    let mut targets = Vec::new();
+    let mut targets: Vec<Target> = Vec::new();
     for (record, sample) in samples.iter().enumerate() {
-        let counting = sample.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
-        targets.extend(counting.map(|(place, _)| Target { row: row + place, record, place }));
-        row += sample.len();
+        for (place, _) in sample.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            // Other rows were left behind before.
+            targets.push(Target { row: targets.len(), record, place });
+        }
     }
     targets
 }
@@ -49,12 +49,13 @@ impl Shard {
     /// Losses of all targets that count. If `learning`, the gradient by the last norm's output goes to `passing.narrow`.
     pub(super) fn head(&mut self, network: &Network, samples: &[&Sample], aim: &Aim, learning: bool) -> Sums {
         let (width, vocabulary, output) = (network.shape.width, network.shape.vocabulary, network.output());
-        let count: usize = samples.iter().map(|sample| sample.len()).sum();
         let matrix = View::new(&network.weights[output..], vocabulary, width, width);
         let (targets, mut sums) = (targets(samples), Sums { records: samples.len(), ..Sums::default() });
         let mut wrong = vec![false; samples.len()];
         let Passing { narrow, logits, scratch, rows, .. } = &mut self.passing;
-        let dnormal = fit(narrow, count * width);
+        let all: usize = samples.iter().map(|sample| sample.len()).sum();
+        // Without any target that counts, no row was left behind.
+        let dnormal = fit(narrow, if targets.is_empty() { all } else { targets.len() } * width);
         dnormal.fill(0.0);
         for targets in targets.chunks((LOGITS / vocabulary.max(1)).max(ROWS)) {
             let some = targets.len();
@@ -94,6 +95,7 @@ impl Shard {
     /// Logits of every token of a text: as many rows of the vocabulary's length.
     pub fn logits(&mut self, network: &Network, tokens: &[u32]) -> Vec<f32> {
         let (width, vocabulary, count) = (network.shape.width, network.shape.vocabulary, tokens.len());
+        self.some.clear();
         // The last token would be a target only.
         let tokens = tokens.iter().copied().chain([0]).collect();
         self.forward(network, &[&Sample { tokens, ..Sample::default() }]);

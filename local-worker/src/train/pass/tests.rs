@@ -156,6 +156,13 @@ fn check(shape: Shape, samples: &[Sample], aim: &Aim) {
 fn every_tensor_gets_the_gradient_that_automatic_differentiation_finds() {
     check(tiny(), &samples(), &Aim::default());
     check(Shape { own_output: true, head_width: Some(6), kv_heads: 4, ..tiny() }, &samples(), &Aim::default());
+    let answers_alone = |mut sample: Sample| {
+        let prompt = sample.len() / 2;
+        sample.weights[..prompt].fill(0.0);
+        sample
+    };
+    let answers: Vec<Sample> = samples().into_iter().map(answers_alone).collect();
+    check(tiny(), &answers, &Aim::default());
     check(Shape { kv_heads: 1, heads: 2, layers: 1, feed_forward: 40, ..tiny() }, &samples()[..1], &Aim::default());
 }
 

@@ -4,6 +4,8 @@ use super::*;
 fn training() -> Training {
     Training {
         tokens: 600,
+        fall: None,
+        embedding_rate: 1.0,
         batch_tokens: 20,
         accumulate: 2,
         peak_rate: 1e-2,
