@@ -1,11 +1,9 @@
 //! `sluice prune`: a local model with fewer weights, layers, heads, neurons or tokens, and a report card of what that did.
 
-use crate::cli::eval::{config, read, source};
-use crate::cli::quantize::{ExamArguments, refuse_same, tell};
-use crate::lab::card::Card;
+use crate::cli::eval::read;
+use crate::cli::quantize::ResultArguments;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use local_worker::ModelSource;
 use local_worker::compress::{Target, Weights};
 use local_worker::evaluate::Probe;
 use local_worker::model::Watch;
@@ -53,18 +51,9 @@ pub struct PruneArguments {
     /// Format of the result's matrices: f16, f32 to train on exactly, or as of `sluice quantize --to`.
     #[arg(long, value_name = "FORMAT", default_value = "f16")]
     pub to: Target,
-    /// Where the result goes.
-    #[arg(long, value_name = "FILE.gguf")]
-    pub out: PathBuf,
-    /// Take a source whose weights are quantised already; what that lost stays lost.
-    #[arg(long)]
-    pub requantize: bool,
-    /// What the report card measures.
+    /// What becomes of the result.
     #[command(flatten)]
-    pub exam: ExamArguments,
-    /// Print the report card as JSON.
-    #[arg(long)]
-    pub json: bool,
+    pub result: ResultArguments,
 }
 
 /// How single weights are chosen.
@@ -82,33 +71,29 @@ pub enum Zeros {
 /// Runs `prune`.
 pub fn run(arguments: &PruneArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     // Everything that can be wrong with the input is found before anything is written.
-    let exam = arguments.exam.exam()?;
-    let before = source::find(&arguments.model, arguments.catalog.as_deref())?;
-    refuse_same(&before, &arguments.out)?;
+    let result = &arguments.result;
+    let compared = result.compared(&arguments.model, arguments.catalog.as_deref())?;
     anyhow::ensure!(
         arguments.zeros != Some(Zeros::Wanda) || arguments.calibrate.is_some(),
         "wanda needs a text to calibrate on: --calibrate FILE"
     );
-    if !arguments.requantize {
-        Weights::read(&before)?.refuse_quantised()?;
+    if !result.requantize {
+        Weights::read(&compared.before)?.refuse_quantised()?;
     }
-    let config = config(arguments.exam.threads);
     let text = arguments.calibrate.as_deref().map(read).transpose()?;
     let watch = match (&text, &arguments.calibrate) {
         (Some(text), Some(file)) => {
-            let watch = Probe::open(&before, &config)?.watch(text, arguments.exam.window as usize);
+            let watch = Probe::open(&compared.before, &compared.config)?.watch(text, result.exam.window as usize);
             Some(watch.with_context(|| file.display().to_string())?)
         }
         _ => None,
     };
-    let (network, metadata) = model::read(&before)?;
+    let (network, metadata) = model::read(&compared.before)?;
     let pruned = prune(arguments, (network, metadata), text.as_deref(), watch.as_ref())?;
-    model::weights(&pruned.network, &pruned.metadata)?.convert(arguments.to)?.write(&arguments.out)?;
-    let after = ModelSource::Path(arguments.out.clone());
-    let card = Card::measure(&before, &after, &config, &exam)?;
-    let made = format!("{} pruned, as {}: {}", arguments.model, arguments.to, arguments.out.display());
-    tell(&card, (&made, Some(("pruned", pruned.told))), arguments.json, out)?;
-    if arguments.zeros.is_some() && !arguments.json {
+    let weights = model::weights(&pruned.network, &pruned.metadata)?;
+    let made = format!("{} pruned,", arguments.model);
+    result.write(&compared, (weights, arguments.to), (&made, Some(("pruned", pruned.told))), out)?;
+    if arguments.zeros.is_some() && !result.json {
         writeln!(
             out,
             "zeros are stored and multiplied like any other weight: they make nothing smaller or faster by themselves"
@@ -142,7 +127,9 @@ fn prune(
         None => {}
     }
     let chosen = match arguments.layers {
-        Some(_) => influences(&network, &texts(&words, text.unwrap_or_default(), arguments.exam.window as usize)?),
+        Some(_) => {
+            influences(&network, &texts(&words, text.unwrap_or_default(), arguments.result.exam.window as usize)?)
+        }
         None => Vec::new(),
     };
     if let Some(keep) = arguments.key_heads {

@@ -32,6 +32,14 @@ pub struct QuantizeArguments {
     /// weights are quantised, which leaves what they compute as it was and loses less.
     #[arg(long, value_name = "FILE", required_if_eq("to", "int8"))]
     pub calibrate: Option<PathBuf>,
+    /// What becomes of the result.
+    #[command(flatten)]
+    pub result: ResultArguments,
+}
+
+/// Where a changed model goes, and how what changed is told.
+#[derive(Clone, Debug, Args)]
+pub struct ResultArguments {
     /// Where the result goes.
     #[arg(long, value_name = "FILE.gguf")]
     pub out: PathBuf,
@@ -44,6 +52,41 @@ pub struct QuantizeArguments {
     /// Print the report card as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A source, what it and the result are compared on, and how they are run.
+pub struct Compared {
+    /// What is changed.
+    pub before: ModelSource,
+    exam: Exam,
+    /// How both are run.
+    pub config: WorkerConfig,
+}
+
+impl ResultArguments {
+    /// Finds the source and reads what it is compared on, before anything is written.
+    pub fn compared(&self, model: &str, catalog: Option<&Path>) -> anyhow::Result<Compared> {
+        let exam = self.exam.exam()?;
+        let before = source::find(model, catalog)?;
+        refuse_same(&before, &self.out)?;
+        Ok(Compared { before, exam, config: config(self.exam.threads) })
+    }
+
+    /// Writes weights in a format and tells what that did: `made` says what they are, `detail` how they came about.
+    pub fn write(
+        &self,
+        compared: &Compared,
+        (weights, to): (Weights, Target),
+        (made, detail): (&str, Option<(&str, Value)>),
+        out: &mut dyn Write,
+    ) -> anyhow::Result<()> {
+        weights.convert(to)?.write(&self.out)?;
+        let after = ModelSource::Path(self.out.clone());
+        let card = Card::measure(&compared.before, &after, &compared.config, &compared.exam)?;
+        let made = format!("{made} as {to}: {}", self.out.display());
+        tell(&card, (&made, detail), self.json, out)?;
+        Ok(())
+    }
 }
 
 /// What models are compared on.
@@ -90,35 +133,27 @@ fn judge(file: &Path) -> anyhow::Result<(JudgeFile, PairScorer)> {
 
 /// Runs `quantize`.
 pub fn run(arguments: &QuantizeArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    // Everything that can be wrong with the input is found before anything is written.
-    let exam = arguments.exam.exam()?;
-    let before = source::find(&arguments.model, arguments.catalog.as_deref())?;
-    refuse_same(&before, &arguments.out)?;
-    let mut weights = Weights::read(&before)?;
-    if !arguments.requantize {
+    let QuantizeArguments { model, catalog, to, result, .. } = arguments;
+    let compared = result.compared(model, catalog.as_deref())?;
+    let mut weights = Weights::read(&compared.before)?;
+    if !result.requantize {
         weights.refuse_quantised()?;
     }
-    let config = config(arguments.exam.threads);
-    let calibration = calibrated(arguments, &before, &config, &mut weights)?;
-    weights.convert(arguments.to)?.write(&arguments.out)?;
-    let after = ModelSource::Path(arguments.out.clone());
-    let card = Card::measure(&before, &after, &config, &exam)?;
-    let made = format!("{} as {}: {}", arguments.model, arguments.to, arguments.out.display());
+    let calibration = calibrated(arguments, &compared, &mut weights)?;
     let calibration = calibration.map(|calibration| {
         json!({
             "groups": calibration.groups, "scaled": calibration.scaled,
             "error_before": calibration.error_before, "error_after": calibration.error_after,
         })
     });
-    tell(&card, (&made, calibration.map(|told| ("calibration", told))), arguments.json, out)?;
+    result.write(&compared, (weights, *to), (model, calibration.map(|told| ("calibration", told))), out)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Scales the channels of `weights` by what goes into their products on the calibration text.
 fn calibrated(
     arguments: &QuantizeArguments,
-    source: &ModelSource,
-    config: &WorkerConfig,
+    compared: &Compared,
     weights: &mut Weights,
 ) -> anyhow::Result<Option<Calibration>> {
     let Some(file) = &arguments.calibrate else {
@@ -127,12 +162,13 @@ fn calibrated(
     };
     let blocks = arguments.to.blocks();
     let blocks = blocks.with_context(|| format!("{} stays floating point: leave --calibrate out", arguments.to))?;
-    let watch = Probe::open(source, config)?.watch(&read(file)?, arguments.exam.window as usize);
+    let watch =
+        Probe::open(&compared.before, &compared.config)?.watch(&read(file)?, arguments.result.exam.window as usize);
     Ok(Some(calibrate(weights, &watch.with_context(|| file.display().to_string())?, blocks)?))
 }
 
 /// The source is read while the result is written.
-pub fn refuse_same(source: &ModelSource, out: &Path) -> anyhow::Result<()> {
+fn refuse_same(source: &ModelSource, out: &Path) -> anyhow::Result<()> {
     let ModelSource::Path(path) = source else { return Ok(()) };
     let same = path.canonicalize().ok().zip(out.canonicalize().ok()).is_some_and(|(path, out)| path == out);
     anyhow::ensure!(!same, "{} is the source itself; name another file with --out", out.display());
@@ -140,7 +176,7 @@ pub fn refuse_same(source: &ModelSource, out: &Path) -> anyhow::Result<()> {
 }
 
 /// Prints a report card under what was made, which may be told in more detail.
-pub fn tell(
+fn tell(
     card: &Card,
     (made, detail): (&str, Option<(&str, Value)>),
     as_json: bool,

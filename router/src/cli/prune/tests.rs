@@ -1,5 +1,6 @@
 use super::*;
 use clap::Parser as _;
+use local_worker::ModelSource;
 use std::path::Path;
 
 fn prune(arguments: &[&str]) -> anyhow::Result<String> {

@@ -36,21 +36,29 @@ impl Bench {
             model: self.file(from).display().to_string(),
             catalog: None,
             to: to.parse().unwrap(),
-            out: self.file(&format!("{to}.gguf")),
             calibrate: None,
-            requantize: false,
-            exam: ExamArguments {
-                suite: vec![self.file("suite.jsonl")],
-                limit: None,
-                max_tokens: 8,
-                perplexity: Some(self.file("text.txt")),
-                window: 64,
-                judge: None,
-                threads: 1,
+            result: ResultArguments {
+                out: self.file(&format!("{to}.gguf")),
+                requantize: false,
+                exam: ExamArguments {
+                    suite: vec![self.file("suite.jsonl")],
+                    limit: None,
+                    max_tokens: 8,
+                    perplexity: Some(self.file("text.txt")),
+                    window: 64,
+                    judge: None,
+                    threads: 1,
+                },
+                json: true,
             },
-            json: true,
         }
     }
+}
+
+/// The same with another result.
+fn with(mut arguments: QuantizeArguments, change: impl FnOnce(&mut ResultArguments)) -> QuantizeArguments {
+    change(&mut arguments.result);
+    arguments
 }
 
 fn said(arguments: &QuantizeArguments) -> anyhow::Result<String> {
@@ -66,7 +74,7 @@ fn a_report_card_tells_both_sides() {
     let card: Value = serde_json::from_str(&said(&arguments).unwrap()).unwrap();
     let (before, after) = (&card["before"], &card["after"]);
     assert_eq!((before["format"].clone(), after["format"].clone()), (json!("F32"), json!("Q8_0")));
-    assert_eq!(after["bytes"], json!(std::fs::metadata(&arguments.out).unwrap().len()));
+    assert_eq!(after["bytes"], json!(std::fs::metadata(&arguments.result.out).unwrap().len()));
     // Eight bits and a half for thirty-two, and heads that stay as they are.
     for name in ["bytes_ratio", "resident_ratio"] {
         let ratio = card[name].as_f64().unwrap();
@@ -80,7 +88,7 @@ fn a_report_card_tells_both_sides() {
     assert_eq!(card["routes_flipped"]["share"], json!(0.0));
     assert_eq!(after["tasks"][0]["handed_off"], json!(1));
 
-    let words = said(&QuantizeArguments { json: false, ..arguments }).unwrap();
+    let words = said(&with(arguments, |result| result.json = false)).unwrap();
     assert!(
         words.contains("weights in memory") && words.contains("routing decisions that flip: 0.00 % of 3"),
         "{words}"
@@ -110,13 +118,13 @@ fn sources_that_are_quantised_or_the_result_itself_are_refused() {
     said(&bench.arguments("dense.gguf", "q8_0")).unwrap();
     let again = bench.arguments("q8_0.gguf", "q4_0");
     let refused = said(&again).unwrap_err().to_string();
-    assert!(refused.contains("its weights are Q8_0 already") && !again.out.exists(), "{refused}");
-    said(&QuantizeArguments { requantize: true, ..again.clone() }).unwrap();
-    assert!(again.out.exists());
-    let same = QuantizeArguments { out: bench.file("dense.gguf"), ..bench.arguments("dense.gguf", "q8_0") };
+    assert!(refused.contains("its weights are Q8_0 already") && !again.result.out.exists(), "{refused}");
+    said(&with(again.clone(), |result| result.requantize = true)).unwrap();
+    assert!(again.result.out.exists());
+    let same = with(bench.arguments("dense.gguf", "q8_0"), |result| result.out = bench.file("dense.gguf"));
     let before = std::fs::read(bench.file("dense.gguf")).unwrap();
     assert!(said(&same).unwrap_err().to_string().contains("is the source itself"));
     assert_eq!(std::fs::read(bench.file("dense.gguf")).unwrap(), before);
-    let nowhere = QuantizeArguments { out: bench.file("nowhere/x.gguf"), ..bench.arguments("dense.gguf", "q8_0") };
+    let nowhere = with(bench.arguments("dense.gguf", "q8_0"), |result| result.out = bench.file("nowhere/x.gguf"));
     assert!(said(&nowhere).unwrap_err().to_string().contains("nowhere/x.gguf"));
 }
