@@ -1,14 +1,13 @@
 //! kill -9 under load, again and again: every attempt that reached the upstream has exactly one row in the ledger and the
 //! other way round, interrupted ones are booked, and the next start needs no hand.
 
-use crate::support::{complete, remote, simulator};
+use crate::support::{complete, remote, serve, simulator};
 use router::simulate::{Fault, Simulator};
 use sluice_proto::client::Client;
 use sluice_proto::v1;
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -31,17 +30,7 @@ impl Gateway {
             data.display()
         );
         std::fs::write(&config, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-            .arg("serve")
-            .arg("--config")
-            .arg(&config)
-            .env_clear()
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let ready = lines.map(Result::unwrap).find(|line| line.starts_with("READY "));
-        let address = ready.expect("it gets ready without a hand").split(' ').nth(1).unwrap().to_owned();
+        let (child, address) = serve(|command| command.arg("--config").arg(&config));
         Self { child, address }
     }
 

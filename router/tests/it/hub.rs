@@ -2,10 +2,10 @@
 //! gateway that was killed goes on where it was, serves without the network what is there, and keeps several models within
 //! the budget.
 
+use crate::support::serve;
 use local_worker::testing::hub::{Fault, HubServer};
 use local_worker::testing::{END, Script};
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -48,24 +48,18 @@ impl Gateway {
     /// Starts one on `folder/data` and `folder/policies`; models are loaded when they are asked for.
     fn start(folder: &Path, hub: &HubServer, more: &[(&str, &str)]) -> Self {
         let (data, policies) = (folder.join("data"), folder.join("policies"));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-            .arg("serve")
-            .env_clear()
-            .env("SLUICE_LISTEN", "127.0.0.1:0")
-            .env("SLUICE_DATA_DIR", data)
-            .env("SLUICE_POLICIES_DIR", policies)
-            .env("SLUICE_DEFAULT_POLICY", "chat")
-            .env("SLUICE_LOCAL__LOAD", "demand")
-            .env("SLUICE_LOCAL__CACHE_BYTES", "1048576")
-            .env("SLUICE_HUB__ENDPOINT", hub.url())
-            .env("SLUICE_TELEMETRY__LOG_FILTER", "off")
-            .envs(more.iter().copied())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let ready = lines.map(Result::unwrap).find(|line| line.starts_with("READY "));
-        let address = ready.expect("it gets ready").split(' ').nth(1).unwrap().to_owned();
+        let (child, address) = serve(|command| {
+            command
+                .env("SLUICE_LISTEN", "127.0.0.1:0")
+                .env("SLUICE_DATA_DIR", data)
+                .env("SLUICE_POLICIES_DIR", policies)
+                .env("SLUICE_DEFAULT_POLICY", "chat")
+                .env("SLUICE_LOCAL__LOAD", "demand")
+                .env("SLUICE_LOCAL__CACHE_BYTES", "1048576")
+                .env("SLUICE_HUB__ENDPOINT", hub.url())
+                .env("SLUICE_TELEMETRY__LOG_FILTER", "off")
+                .envs(more.iter().copied())
+        });
         Self { child, address }
     }
 

@@ -1,13 +1,13 @@
 //! Traces and metrics by OTLP: the real binary sends them to a collector that speaks the real protocol.
 
+use crate::support::serve;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
 use sluice_proto::client::{Client, ask};
 use sluice_proto::v1;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 
@@ -148,21 +148,14 @@ impl Drop for Process {
 
 /// A gateway process that exports to `endpoint`, and its address.
 fn gateway(folder: &std::path::Path, endpoint: &str) -> (Process, String) {
-    let child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-        .arg("serve")
-        // Settings refuse `SLUICE_*` variables that they don't know, and the test command has some of its own.
-        .env_clear()
-        .env("SLUICE_LISTEN", "127.0.0.1:0")
-        .env("SLUICE_DATA_DIR", folder)
-        .env("SLUICE_TELEMETRY__OTLP_ENDPOINT", endpoint)
-        .env("SLUICE_TELEMETRY__LOG_FILTER", "warn")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut child = Process(child);
-    let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    let ready = lines.map(Result::unwrap).find(|line| line.starts_with("READY ")).expect("the gateway gets ready");
-    (child, ready.split(' ').nth(1).unwrap().to_owned())
+    let (child, address) = serve(|command| {
+        command
+            .env("SLUICE_LISTEN", "127.0.0.1:0")
+            .env("SLUICE_DATA_DIR", folder)
+            .env("SLUICE_TELEMETRY__OTLP_ENDPOINT", endpoint)
+            .env("SLUICE_TELEMETRY__LOG_FILTER", "warn")
+    });
+    (Process(child), address)
 }
 
 #[tokio::test(flavor = "multi_thread")]

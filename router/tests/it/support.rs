@@ -11,9 +11,23 @@ use sha2::{Digest as _, Sha256};
 use sluice_proto::client::Client;
 use sluice_proto::v1;
 use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// `sluice serve` as a process of its own, with nothing in its environment but what `change` adds; and its address.
+pub fn serve(change: impl FnOnce(&mut Command) -> &mut Command) -> (Child, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    // Settings refuse `SLUICE_*` variables that they don't know, and the test command has some of its own.
+    command.arg("serve").env_clear().stdout(Stdio::piped());
+    let mut child = change(&mut command).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.map(Result::unwrap).find(|line| line.starts_with("READY "));
+    let address = ready.expect("it gets ready without a hand").split(' ').nth(1).unwrap().to_owned();
+    (child, address)
+}
 
 /// A running gateway and all that belongs to it.
 pub struct House {
