@@ -3,7 +3,7 @@
 use super::compare::{normal, same};
 use super::metric::HANDOFF;
 use super::suite::Record;
-use crate::engine::{ChatMessage, Event, FinishReason, GenerateRequest, Generation, SubmitError, Worker};
+use crate::engine::{ChatMessage, Constraint, Event, FinishReason, GenerateRequest, Generation, SubmitError, Worker};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -71,11 +71,13 @@ pub struct AskOptions {
     pub likeliest: Option<u32>,
     /// Temperature; 0 is greedy. Above it each record is sampled from a seed of its own, the same one each time.
     pub temperature: f32,
+    /// Whether answers to records with a closed list of labels are held to one of them.
+    pub choices: bool,
 }
 
 impl Default for AskOptions {
     fn default() -> Self {
-        Self { max_tokens: 128, together: 48, likeliest: None, temperature: 0.0 }
+        Self { max_tokens: 128, together: 48, likeliest: None, temperature: 0.0, choices: false }
     }
 }
 
@@ -130,7 +132,8 @@ fn request(record: &Record, options: &AskOptions) -> GenerateRequest {
     let seed = hash.as_bytes().first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes));
     let (max_tokens, logprobs, temperature) = (Some(options.max_tokens), options.likeliest, options.temperature);
     let seed = seed.filter(|_| temperature > 0.0);
-    GenerateRequest { max_tokens, logprobs, temperature, seed, ..GenerateRequest::greedy(messages) }
+    let constraint = (options.choices && !record.labels.is_empty()).then(|| Constraint::Choices(record.labels.clone()));
+    GenerateRequest { max_tokens, logprobs, temperature, seed, constraint, ..GenerateRequest::greedy(messages) }
 }
 
 fn finish(mut generation: Generation) -> Result<Answer, String> {

@@ -44,6 +44,20 @@ fn answers_come_in_the_order_of_records_whatever_becomes_of_them() {
     assert!(refused.to_string().starts_with("record 0 a: max_tokens"), "{refused}");
 }
 
+#[test]
+fn answers_are_held_to_the_labels_of_a_record_where_that_is_asked_for() {
+    let (_file, source) = source(&CHAINS);
+    let worker = Worker::start("test", source, WorkerConfig::default()).unwrap();
+    let free = record("t", "a", "yes");
+    let closed = Record { labels: vec!["no".to_owned(), "maybe".to_owned()], ..free.clone() };
+    let options = AskOptions { max_tokens: 9, choices: true, ..AskOptions::default() };
+    let (answers, _) = ask(&worker, &[free, closed.clone()], &options, &mut |_| {}).unwrap();
+    assert_eq!(answers[0].text, "yes");
+    assert!(closed.labels.contains(&answers[1].text), "{answers:?}");
+    let (answers, _) = ask(&worker, &[closed], &AskOptions { choices: false, ..options }, &mut |_| {}).unwrap();
+    assert_eq!(answers[0].text, "yes");
+}
+
 /// The engine, made to write a text, tells what it thinks of each token.
 fn told(worker: &Worker, prompt: &str, text: &str) -> (f64, usize) {
     let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.to_owned() }];

@@ -42,7 +42,7 @@ pub(super) fn visit<S: Sink>(turns: &[Turn<'_>], bits: u32, sink: &mut S) -> Sur
             (false, Some(turn)) => 1 + turn.speaker as u64,
             _ => 0,
         };
-        let place = Place { words: if asks { 0 } else { 2 }, seed: mix(space + 1), shift: 64 - bits };
+        let place = Place::new(if asks { 0 } else { 2 }, mix(space + 1), bits);
         piece_features(piece, place, &mut surface, sink);
     });
     surface
@@ -53,14 +53,22 @@ pub(super) fn visit<S: Sink>(turns: &[Turn<'_>], bits: u32, sink: &mut S) -> Sur
 struct Place {
     /// Group of its words; the next group is that of its characters.
     words: usize,
-    seed: u64,
+    /// What is added to a hash, by the kind of feature.
+    seeds: [u64; KINDS],
     shift: u32,
 }
 
+/// Kinds of features: words, pairs of words, three to five characters; 0 is none.
+const KINDS: usize = 6;
+
 impl Place {
+    fn new(words: usize, seed: u64, bits: u32) -> Self {
+        Self { words, seeds: std::array::from_fn(|kind| seed.wrapping_mul(kind as u64)), shift: 64 - bits }
+    }
+
     #[inline(always)]
-    fn slot(self, hash: u64, kind: u64) -> usize {
-        let hash = hash.wrapping_add(self.seed.wrapping_mul(kind));
+    fn slot<const KIND: usize>(&self, hash: u64) -> usize {
+        let hash = hash.wrapping_add(self.seeds[KIND]);
         let hash = (hash ^ (hash >> 32)).wrapping_mul(FINISH);
         (hash >> self.shift) as usize
     }
@@ -101,7 +109,7 @@ fn piece_features<S: Sink>(piece: Piece<'_>, place: Place, surface: &mut Surface
         let three_hash = two.wrapping_mul(STEP).wrapping_add(code);
         two = before.wrapping_mul(STEP).wrapping_add(code);
         (three, four, before) = (three_hash, four_hash, code);
-        let slots = [place.slot(three_hash, 3), place.slot(four_hash, 4), place.slot(five_hash, 5)];
+        let slots = [place.slot::<3>(three_hash), place.slot::<4>(four_hash), place.slot::<5>(five_hash)];
         sink.slots(place.words + 1, slots);
         if folded.in_word && length < LONGEST_WORD {
             word = word.wrapping_add(code).wrapping_mul(WORD);
@@ -111,7 +119,7 @@ fn piece_features<S: Sink>(piece: Piece<'_>, place: Place, surface: &mut Surface
         if length > 0 {
             surface.words += 1;
             let pair = last_word.wrapping_mul(PAIR).wrapping_add(word);
-            sink.slots(place.words, [place.slot(word, 1), place.slot(pair, 2)]);
+            sink.slots(place.words, [place.slot::<1>(word), place.slot::<2>(pair)]);
             last_word = word;
         }
         sink.word(text.get(start..at).unwrap_or_default());
@@ -126,7 +134,7 @@ fn piece_features<S: Sink>(piece: Piece<'_>, place: Place, surface: &mut Surface
     if length > 0 {
         surface.words += 1;
         let pair = last_word.wrapping_mul(PAIR).wrapping_add(word);
-        sink.slots(place.words, [place.slot(word, 1), place.slot(pair, 2)]);
+        sink.slots(place.words, [place.slot::<1>(word), place.slot::<2>(pair)]);
     }
     sink.word(text.get(start..).unwrap_or_default());
 }

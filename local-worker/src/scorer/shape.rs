@@ -237,23 +237,27 @@ impl Reader {
 
     /// Takes a word and gives its length.
     fn word(&mut self, rest: &[u8]) -> usize {
-        let length = rest.iter().position(|byte| !(byte.is_ascii_alphabetic() || *byte == b'\'')).unwrap_or(rest.len());
-        let word = rest.get(..length).unwrap_or_default();
+        let mut lower = [0; LONGEST_CUE];
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut length = 0;
+        for byte in rest {
+            // Sets the bit that tells lower from upper case; the apostrophe has it already.
+            let folded = byte | 0x20;
+            if !(folded.is_ascii_lowercase() || *byte == b'\'') {
+                break;
+            }
+            hash = (hash ^ u64::from(folded)).wrapping_mul(0x0100_0000_01b3);
+            if let Some(slot) = lower.get_mut(length) {
+                *slot = folded;
+            }
+            length += 1;
+        }
         self.words += 1;
         self.letters += length as u32;
-        self.capitalised += u32::from(word.first().is_some_and(u8::is_ascii_uppercase));
+        self.capitalised += u32::from(rest.first().is_some_and(u8::is_ascii_uppercase));
         self.long += u32::from(length > LONG_WORD);
         self.short += u32::from(length < SHORT_WORD);
         self.counts[3] = self.counts[3].max(length as u32);
-        let mut lower = [0; LONGEST_CUE];
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for (place, byte) in word.iter().enumerate() {
-            let byte = byte.to_ascii_lowercase();
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            if let Some(slot) = lower.get_mut(place) {
-                *slot = byte;
-            }
-        }
         self.different_words[(hash >> 60) as usize] |= 1 << ((hash >> 54) & 63);
         if let Some(cue) = lower.get(..length).and_then(cue) {
             self.counts[CUES + cue] += 1;

@@ -105,14 +105,17 @@ pub(super) struct Surface {
     pub words: u32,
     /// Last character of the turn that asks that is not white space.
     pub end: Option<char>,
+    /// Characters in the excerpt so far.
+    characters: u32,
+    /// By class; lower-case letters are those that no other class has.
     counts: [u32; CLASSES],
     backticks: u32,
     fences: u32,
     options: u32,
-    /// Characters since the start of the line, up to 3, and what they were.
+    /// Where the running line began, and whether it may begin with a mark.
     line: u32,
     bullet: bool,
-    /// Length of the running list item, and items in the running and in the longest list of short items.
+    /// Where the running list item began, and items in the running and in the longest list of short items.
     item: u32,
     items: u32,
     most_items: u32,
@@ -125,13 +128,20 @@ impl Surface {
     /// Counts one character.
     #[inline(always)]
     pub(super) fn count(&mut self, class: Class) {
+        self.characters += 1;
+        // Most are these, and nothing hangs on where one stands.
+        if class != Class::Lower {
+            self.rarer(class);
+        }
+    }
+
+    /// Counts a character that is no lower-case letter.
+    #[inline(always)]
+    fn rarer(&mut self, class: Class) {
         self.counts[class as usize] += 1;
-        self.item += 1;
-        self.line += 1;
         match class {
-            Class::Lower if self.line > 2 => {}
             Class::Newline | Class::Separator | Class::Backtick | Class::Question => self.shape(class),
-            _ if self.line <= 2 => self.line_start(class),
+            _ if self.characters - self.line <= 2 => self.line_start(class),
             _ => {}
         }
     }
@@ -140,10 +150,10 @@ impl Surface {
     fn shape(&mut self, class: Class) {
         match class {
             Class::Separator => {
-                let short = (2..=LONGEST_LABEL).contains(&self.item);
+                let short = (2..=LONGEST_LABEL).contains(&(self.characters - self.item));
                 self.items = if short { self.items + 1 } else { 0 };
                 self.most_items = self.most_items.max(self.items);
-                self.item = 0;
+                self.item = self.characters;
             }
             Class::Backtick => {
                 self.backticks += 1;
@@ -151,8 +161,8 @@ impl Surface {
             }
             _ => {
                 self.items = 0;
-                self.item = 0;
-                self.line = 0;
+                self.item = self.characters;
+                self.line = self.characters;
                 self.bullet = false;
             }
         }
@@ -160,7 +170,7 @@ impl Surface {
 
     /// "A." or "1)" or "- " at the start of a line.
     fn line_start(&mut self, class: Class) {
-        if self.line == 1 {
+        if self.characters - self.line == 1 {
             self.bullet = matches!(class, Class::Upper | Class::Digit | Class::Punctuation | Class::Math);
         } else if self.bullet && matches!(class, Class::Punctuation | Class::Bracket | Class::Space) {
             self.options += 1;
@@ -169,17 +179,21 @@ impl Surface {
 
     /// A new piece begins: nothing runs on from the one before.
     pub(super) fn start_piece(&mut self) {
-        self.line = 0;
+        self.line = self.characters;
         self.bullet = false;
-        self.item = 0;
+        self.item = self.characters;
         self.items = 0;
         self.backticks = 0;
     }
 
     /// The features, in the order of [`name`].
     pub(super) fn values(&self) -> [f32; SURFACE] {
-        let count = |class: Class| self.counts[class as usize];
-        let characters = self.counts.iter().sum::<u32>().max(1) as f32;
+        let others: u32 = self.counts.iter().sum();
+        let count = |class: Class| match class {
+            Class::Lower => self.characters - others,
+            _ => self.counts[class as usize],
+        };
+        let characters = self.characters.max(1) as f32;
         let share = |class: Class| count(class) as f32 / characters;
         let many = |class: Class, least: u32| f32::from(u8::from(count(class) >= least));
         let yes = |fact: bool| f32::from(u8::from(fact));

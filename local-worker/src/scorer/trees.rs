@@ -37,6 +37,8 @@ struct Split {
     high: usize,
 }
 
+/// Runs of boosting whose mean is taken, each with other random rows and columns (bagging).
+const BAGS: u64 = 3;
 const ROUNDS: usize = 100;
 const LEAVES: usize = 4;
 const RATE: f32 = 0.05;
@@ -51,13 +53,19 @@ impl Trees {
     /// Fits trees to targets whose mean is about 0. Rows with less than twice [`LEAST_ROWS`] of weight give no tree.
     pub(super) fn fit(rows: &[[f32; SHAPES]], targets: &[f32], weights: &[f32], seed: u64) -> Self {
         let binned = Binned::of(rows);
+        let bags = (0..BAGS).flat_map(|bag| Self::boosted(rows, &binned, targets, weights, seed ^ (bag << 32)).0);
+        Self(bags.collect()).times(1.0 / BAGS as f32)
+    }
+
+    /// One run of boosting.
+    fn boosted(rows: &[[f32; SHAPES]], binned: &Binned, targets: &[f32], weights: &[f32], seed: u64) -> Self {
         let mut left: Vec<f32> = targets.to_vec();
         let mut random = Random(seed);
         let mut trees = Vec::new();
         for _ in 0..ROUNDS {
             let columns: Vec<usize> = (0..SHAPES).filter(|_| random.next() % 100 < COLUMN_PERCENT).collect();
             let drawn: Vec<u32> = (0..rows.len() as u32).filter(|_| random.next() % 100 < ROW_PERCENT).collect();
-            let tree = grow(&binned, &left, weights, drawn, &columns);
+            let tree = grow(binned, &left, weights, drawn, &columns);
             if tree.0.len() < 2 {
                 continue;
             }
@@ -90,8 +98,11 @@ impl Trees {
         credits
     }
 
-    /// The same trees, each value multiplied.
+    /// The same trees, each value multiplied; none where that leaves nothing.
     pub(super) fn times(mut self, factor: f32) -> Self {
+        if factor == 0.0 {
+            return Self::default();
+        }
         for node in self.0.iter_mut().flat_map(|tree| &mut tree.0) {
             node.value *= factor;
         }

@@ -49,6 +49,9 @@ pub struct ModelArguments {
     /// Tokens of an answer at most.
     #[arg(long, value_name = "N", default_value_t = 192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
+    /// Hold answers to records that have `labels` to one of these labels, as a client's `choice` would.
+    #[arg(long, requires = "suite")]
+    pub choices: bool,
     /// Also the perplexity of this text.
     #[arg(long, value_name = "FILE")]
     pub perplexity: Option<PathBuf>,
@@ -72,6 +75,14 @@ pub struct ModelArguments {
     pub json: bool,
 }
 
+impl ModelArguments {
+    /// How records are asked at a temperature.
+    fn asking(&self, temperature: f32) -> AskOptions {
+        let Self { max_tokens, choices, .. } = *self;
+        AskOptions { max_tokens, likeliest: Some(5), temperature, choices, ..AskOptions::default() }
+    }
+}
+
 /// Runs `eval`.
 pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
@@ -92,14 +103,14 @@ fn model(arguments: &ModelArguments, out: &mut dyn Write) -> anyhow::Result<Exit
     let second = arguments.drafts.second(arguments)?;
     let report = match &records {
         Some(records) => {
-            let (answers, time) = answers(&source, &config, records, arguments.max_tokens, 0.0)?;
+            let (answers, time) = answers(&source, &config, records, arguments.asking(0.0))?;
             if let Some(file) = &arguments.answers {
                 write_answers(file, records, &answers).with_context(|| format!("cannot write {}", file.display()))?;
             }
             if let Some(file) = &arguments.drafts.drafts {
                 let asked = match &second {
                     Some((source, temperature)) => {
-                        Some(self::answers(source, &config, records, arguments.max_tokens, *temperature)?.0)
+                        Some(self::answers(source, &config, records, arguments.asking(*temperature))?.0)
                     }
                     None => None,
                 };
@@ -155,11 +166,9 @@ pub fn answers(
     source: &ModelSource,
     config: &WorkerConfig,
     records: &[Record],
-    max_tokens: u32,
-    temperature: f32,
+    options: AskOptions,
 ) -> anyhow::Result<(Vec<Answer>, Duration)> {
     let worker = Worker::start("measured", source.clone(), config.clone())?;
-    let options = AskOptions { max_tokens, likeliest: Some(5), temperature, ..AskOptions::default() };
     let (visible, all) = (std::io::stderr().is_terminal(), records.len());
     // A terminal that went away is no reason to stop.
     let mut tell = |done: usize| {

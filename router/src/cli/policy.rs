@@ -54,7 +54,8 @@ async fn list(arguments: &ListArguments, out: &mut dyn Write) -> anyhow::Result<
     for policy in listed.policies {
         let threshold = policy.threshold.map_or("all remote".to_owned(), |from| format!("local from score {from:.3}"));
         let default = if policy.is_default { ", default" } else { "" };
-        writeln!(out, "{}@{}{default}: {threshold}\n  certificate {}", policy.name, policy.hash, policy.certificate)?;
+        let certificate = policy.certificate.trim_start_matches("certificate ");
+        writeln!(out, "{}@{}{default}: {threshold}\n  certificate {certificate}", policy.name, policy.hash)?;
     }
     for problem in &listed.reload_problems {
         writeln!(out, "not in force, {}:{}:{} {}", problem.file, problem.line, problem.column, problem.message)?;

@@ -1,6 +1,7 @@
 //! `sluice serve`: run the gateway until SIGINT or SIGTERM.
 
 use crate::app::App;
+use crate::domain::RecordLevel;
 use crate::settings::Settings;
 use clap::Args;
 use std::io::Write;
@@ -62,6 +63,13 @@ fn greet(app: &App, settings: &Settings, started: Instant, out: &mut dyn Write) 
             policy.threshold().map_or("all remote".to_owned(), |threshold| format!("local from score {threshold:.3}"));
         let judge = policy.judge().describe().map_or_else(String::new, |judge| format!("; {judge}"));
         writeln!(out, "policy {}@{}: {threshold}{judge}", policy.reference.name, policy.reference.hash)?;
+        if policy.shadow.is_some() && settings.records.values().all(|level| *level == RecordLevel::None) {
+            writeln!(
+                out,
+                "policy {}: [shadow] compares nothing, as no tenant is recorded; set tenants.NAME.record to \"features\" or \"text\"",
+                policy.reference.name
+            )?;
+        }
     }
     writeln!(out, "READY {} in {:.0} ms", app.url(), started.elapsed().as_secs_f64() * 1e3)?;
     out.flush()?;

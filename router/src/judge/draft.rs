@@ -49,7 +49,7 @@ pub struct Draft<'draft> {
 }
 
 /// How many features there are.
-pub(super) const COUNT: usize = 16;
+pub(super) const COUNT: usize = 17;
 
 /// Names of the features, in order.
 pub const FEATURES: [&str; COUNT] = [
@@ -69,6 +69,7 @@ pub const FEATURES: [&str; COUNT] = [
     "valid",
     "agrees",
     "length_off",
+    "prompt_logit_if_agreed",
 ];
 
 /// Where the length stands among the features, and how far it is from what is expected: in standard deviations of the drafts
@@ -106,6 +107,8 @@ pub fn features(draft: &Draft<'_>) -> [f64; COUNT] {
         known(draft.valid.or_else(|| json_in_words(draft))),
         draft.agrees.unwrap_or(f64::NAN),
         f64::NAN,
+        // What the prompt says counts less, or more, where another answered the same.
+        draft.prompt_score.zip(draft.agrees).map_or(f64::NAN, |(score, agrees)| (agrees - 0.5) * logit(score)),
     ]
 }
 
