@@ -5,6 +5,7 @@
 
 pub mod domain;
 pub mod telemetry;
+pub mod files;
 pub mod toml_file;
 pub mod catalog;
 pub mod budget;
