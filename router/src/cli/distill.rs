@@ -1,11 +1,13 @@
 //! `sluice distill`: a student learns what a teacher says: how likely it finds each token, the answers it wrote, or those that
-//! the ledger recorded.
+//! the ledger recorded; `sluice distill scorer` does it for the classifier.
+
+pub mod scorer;
 
 use crate::cli::eval::source;
 use crate::cli::train::model::{Teller, tell_plan};
 use crate::learn::transcripts::{Transcripts, Wanted};
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Subcommand};
 use local_worker::train::folder::{Files, Lesson, Prepared};
 use local_worker::train::pass::Aim;
 use local_worker::train::recipe::Recipe;
@@ -16,9 +18,37 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Arguments of `distill`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct DistillArguments {
+    /// Another student than a small language model.
+    #[command(subcommand)]
+    pub other: Option<DistillVerb>,
+    /// A small language model and how it is taught.
+    #[command(flatten)]
+    pub student: Option<StudentArguments>,
+}
+
+/// Other students.
+#[derive(Debug, Subcommand)]
+pub enum DistillVerb {
+    /// The classifier that decides in microseconds: taught by the blend, on graded prompts and others.
+    Scorer(scorer::TaughtArguments),
+}
+
+/// Runs `distill`.
+pub fn run(arguments: &DistillArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    match (&arguments.other, &arguments.student) {
+        (Some(DistillVerb::Scorer(arguments)), _) => scorer::run(arguments, out),
+        (None, Some(arguments)) => student(arguments, out),
+        (None, None) => anyhow::bail!("nothing to distil: name a recipe, or `scorer`"),
+    }
+}
+
+/// Arguments of `distill` for a small language model.
 #[derive(Clone, Debug, Args)]
 #[command(group(clap::ArgGroup::new("lesson").required(true).multiple(true).args(["teacher", "answers", "from_ledger"])))]
-pub struct DistillArguments {
+pub struct StudentArguments {
     /// The student and how it is trained: a recipe of `sluice train model`; `start.model` may be a pruned copy of the teacher.
     #[arg(value_name = "RECIPE.toml")]
     pub recipe: PathBuf,
@@ -68,8 +98,7 @@ pub struct DistillArguments {
     pub ahead: bool,
 }
 
-/// Runs `distill`.
-pub fn run(arguments: &DistillArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+fn student(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::read(&arguments.recipe)?;
     let positive = arguments.temperature.is_finite() && arguments.temperature > 0.0;
     anyhow::ensure!(positive, "--temperature must be above 0, not {}", arguments.temperature);
@@ -108,7 +137,7 @@ pub fn run(arguments: &DistillArguments, out: &mut dyn Write) -> anyhow::Result<
 }
 
 /// What the ledger gives to learn from, as a file of the run's folder: taken once, so that a run that goes on learns the same.
-fn transcripts(arguments: &DistillArguments, out: &mut dyn Write) -> anyhow::Result<Option<PathBuf>> {
+fn transcripts(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<Option<PathBuf>> {
     let Some(ledger) = &arguments.from_ledger else { return Ok(None) };
     let above = arguments.feedback_above;
     anyhow::ensure!(
