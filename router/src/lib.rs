@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod replay;
 pub mod learn;
 pub mod lab;
+pub mod flywheel;
 pub mod gateway;
 pub mod settings;
 pub mod edge;
