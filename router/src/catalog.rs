@@ -75,6 +75,11 @@ pub const CAPABILITIES: [&str; 11] = [
 ];
 
 impl Capabilities {
+    /// The words of what it can.
+    pub fn words(mut self) -> Vec<&'static str> {
+        CAPABILITIES.into_iter().filter(|word| self.switch(word).is_some_and(|on| *on)).collect()
+    }
+
     /// The switch that a word of the catalog turns on.
     fn switch(&mut self, word: &str) -> Option<&mut bool> {
         match word {
@@ -128,6 +133,8 @@ pub struct Model {
     pub region: Option<String>,
     /// What it costs; local models cost no money.
     pub price: Price,
+    /// The model whose scorer scores for it too: one that it was trained from. Certificates name their model and don't pass on.
+    pub scored_as: Option<ModelId>,
 }
 
 impl Model {
@@ -244,6 +251,11 @@ impl Catalog {
         self.models.get(id)
     }
 
+    /// The name under which a model is scored: its own, or that of the model it says.
+    pub fn scored_as<'a>(&'a self, id: &'a ModelId) -> &'a ModelId {
+        self.models.get(id).and_then(|model| model.scored_as.as_ref()).unwrap_or(id)
+    }
+
     /// All models by name.
     pub fn models(&self) -> impl Iterator<Item = &Model> {
         self.models.values()
@@ -312,6 +324,7 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         }
         named.then_some(region)
     });
+    let scored_as = section.text("scored_as", problems).map(|(id, _)| ModelId::new(id));
     section.finish(problems);
     Some(Model {
         id: id?,
@@ -322,6 +335,7 @@ fn read_model(mut section: Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         capabilities,
         region,
         price: price.unwrap_or_default(),
+        scored_as,
     })
 }
 

@@ -12,6 +12,8 @@ pub mod embed;
 pub mod eval;
 pub mod explain;
 pub mod feedback;
+#[cfg(feature = "lab")]
+pub mod flywheel;
 pub mod models;
 pub mod policy;
 #[cfg(feature = "lab")]
@@ -82,6 +84,12 @@ pub enum Verb {
     /// Train a student on what a teacher says.
     #[cfg(feature = "lab")]
     Distill(distill::DistillArguments),
+    /// From recorded traffic to a better small model: train, compress, measure, try beside the one that serves, promote.
+    #[cfg(feature = "lab")]
+    Flywheel(Box<flywheel::FlywheelArguments>),
+    /// From recorded traffic to a better small model; this binary was built without.
+    #[cfg(not(feature = "lab"))]
+    Flywheel(train::NoLab),
     /// Drop parts of a local model; this binary was built without.
     #[cfg(not(feature = "lab"))]
     Prune(train::NoLab),
@@ -113,8 +121,10 @@ pub fn run(arguments: Arguments, out: &mut dyn Write) -> anyhow::Result<ExitCode
         Verb::Prune(arguments) => prune::run(&arguments, out),
         #[cfg(feature = "lab")]
         Verb::Distill(arguments) => distill::run(&arguments, out),
+        #[cfg(feature = "lab")]
+        Verb::Flywheel(arguments) => flywheel::run(&arguments, out),
         #[cfg(not(feature = "lab"))]
-        Verb::Prune(_) | Verb::Distill(_) => train::no_lab(),
+        Verb::Prune(_) | Verb::Distill(_) | Verb::Flywheel(_) => train::no_lab(),
         Verb::Tune(arguments) => tune::run(&arguments, out),
     }
 }

@@ -14,6 +14,7 @@ pub mod frontier;
 pub mod grading;
 pub mod live;
 pub mod outcome;
+pub mod paired;
 pub mod spending;
 mod special;
 pub mod watch;

@@ -14,10 +14,12 @@
 mod learner;
 mod learning;
 mod lessons;
+pub mod masks;
 pub mod recorded;
 mod shelf;
 mod state;
 mod teacher;
+pub mod transcripts;
 mod watched;
 
 pub use learner::Counts;

@@ -5,6 +5,7 @@
 
 pub mod domain;
 pub mod telemetry;
+pub mod files;
 pub mod toml_file;
 pub mod catalog;
 pub mod budget;
@@ -22,6 +23,7 @@ pub mod ledger;
 pub mod replay;
 pub mod learn;
 pub mod lab;
+pub mod flywheel;
 pub mod gateway;
 pub mod settings;
 pub mod edge;

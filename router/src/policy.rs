@@ -21,13 +21,13 @@ pub use selftest::SelfTest;
 use crate::budget::BudgetLimits;
 use crate::budget::allowance::Allowed;
 use crate::catalog::Catalog;
-use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency};
+use crate::domain::{ModelId, NanoUsd, Placement, PolicyRef, Residency, Route};
 use crate::evidence::certificate::Certificate;
 use crate::evidence::spending::SpendingCertificate;
 use crate::judge::JudgeFile;
 use crate::score::PairScorer;
 use crate::toml_file::{Problem, Problems, Section, suggest};
-use live::{Compare, Learn, OnBreach, Shadow};
+use live::{Compare, Learn, OnBreach, Promotion, Shadow};
 use rules::Rule;
 
 use std::sync::Arc;
@@ -176,6 +176,10 @@ pub struct Policy {
     pub shadow: Option<Shadow>,
     /// Learning from what those came to.
     pub learn: Option<Learn>,
+    /// What a candidate has to show before it takes a small model's place.
+    pub promotion: Option<Promotion>,
+    /// The small model that is tried beside the one that serves; nobody is shown what it answers.
+    pub candidate: Option<ModelId>,
     /// What happens when the promise looks broken.
     pub on_breach: OnBreach,
     rules: Vec<Rule>,
@@ -287,6 +291,38 @@ impl Policy {
         };
     }
 
+    /// Gives the policy the candidate in the text of `NAME.candidate.toml`: `model = "NAME"`, a local model of the catalog. One
+    /// that serves already is tried no more.
+    ///
+    /// # Errors
+    /// All problems of the file.
+    pub fn try_candidate(&mut self, file: &str, text: &str, catalog: &Catalog) -> Result<(), Vec<Problem>> {
+        let (table, mut problems) = Problems::parse(file, text);
+        let mut root = Section::root(&table);
+        root.missing("model", "name the local model that is tried", &mut problems);
+        let named = root.text("model", &mut problems);
+        root.finish(&mut problems);
+        if let Some((name, span)) = named {
+            let id = ModelId::new(name.as_str());
+            match catalog.get(&id) {
+                Some(model) if model.route() == Route::Local && self.shadow.is_some() => {
+                    self.candidate = Some(id).filter(|id| !self.small.contains(id));
+                }
+                Some(model) if model.route() == Route::Local => {
+                    let message = format!("the policy `{}` makes no shadow runs", self.reference.name);
+                    problems.add(span, "model", message, "add [shadow] to it, or remove this file");
+                }
+                Some(_) => problems.add(span, "model", format!("model `{name}` is remote"), "name a local model"),
+                None => {
+                    let known = suggest(&name, catalog.models().map(|model| model.id.as_str()));
+                    problems.add(span, "model", format!("model `{name}` is not in the catalog"), known);
+                }
+            }
+        }
+        let found = problems.into_found();
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    }
+
     /// The judge.
     pub fn judge(&self) -> &JudgeState {
         &self.judge
@@ -324,7 +360,8 @@ impl Policy {
         }
     }
 
-    /// All models that it may call: small, large, the one that is asked about drafts, and the one that judges shadow runs.
+    /// All models that it may call: small, large, the one that is asked about drafts, the one that judges shadow runs, and the
+    /// one that is tried.
     pub fn models(&self) -> impl Iterator<Item = &ModelId> {
         let judge = self.shadow.as_ref().and_then(|shadow| match &shadow.compare {
             Compare::Judge(judge) => Some(judge),
@@ -334,7 +371,7 @@ impl Policy {
             Second::Model(model) => Some(model),
             Second::Sample => None,
         });
-        self.small.iter().chain(&self.large).chain(second).chain(judge)
+        self.small.iter().chain(&self.large).chain(second).chain(judge).chain(&self.candidate)
     }
 
     /// The problem of an experiment that tries a policy which is none of `known`.

@@ -11,6 +11,7 @@ pub mod own;
 pub mod report;
 pub mod routing;
 pub mod solve;
+pub mod student;
 pub mod train;
 
 use crate::domain::{Message, Part, Role, Score, ScoreOutOfRange};

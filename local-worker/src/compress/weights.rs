@@ -103,6 +103,12 @@ impl Weights {
         &self.metadata
     }
 
+    /// What the model says where it can't; `None` if it never does.
+    pub fn decline(&self) -> Option<&str> {
+        let text = self.metadata.get("sluice.decline")?.to_string().ok()?;
+        Some(text.as_str()).filter(|text| !text.is_empty())
+    }
+
     /// The file's name, for messages.
     pub(crate) fn file(&self) -> &str {
         &self.file

@@ -4,6 +4,7 @@ pub mod cascade;
 mod drafts;
 pub mod routing;
 pub mod source;
+pub mod student;
 
 use crate::cli::table::{self, Align};
 use crate::evidence::estimate::Interval;
@@ -27,6 +28,8 @@ pub enum EvalVerb {
     Model(ModelArguments),
     /// Scorers on recorded outcomes that they were not fitted on, beside simple rules.
     Routing(routing::RoutingArguments),
+    /// What it is worth that a big scorer teaches the one that decides in microseconds.
+    Student(student::StudentArguments),
     /// How much better looking at drafts orders requests than looking at prompts, on recorded drafts or answers.
     Cascade(cascade::CascadeArguments),
 }
@@ -88,6 +91,7 @@ pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
         EvalVerb::Model(arguments) => model(arguments, out),
         EvalVerb::Routing(arguments) => routing::run(arguments, out),
+        EvalVerb::Student(arguments) => student::run(arguments, out),
         EvalVerb::Cascade(arguments) => cascade::run(arguments, out),
     }
 }

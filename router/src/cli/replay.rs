@@ -172,7 +172,8 @@ fn policy(name: &str, snapshot: &Snapshot, scorers: &Scorers) -> anyhow::Result<
     let solved = Path::new(name).with_extension("solved.toml");
     let certificate = std::fs::read_to_string(&solved).ok();
     let pair = policy.small.first().zip(policy.large.first());
-    let scorer = pair.and_then(|(small, large)| scorers.get(small.as_str(), large.as_str()).ok());
+    let scorer =
+        pair.and_then(|(small, large)| scorers.get(snapshot.catalog().scored_as(small).as_str(), large.as_str()).ok());
     let version = scorer.as_ref().map(|scorer| scorer.version());
     policy.certify_by(&solved.display().to_string(), certificate.as_deref(), version);
     let judge = Path::new(name).with_extension("judge.toml");

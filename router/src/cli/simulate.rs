@@ -5,7 +5,9 @@ use crate::catalog::{Catalog, Model};
 use crate::domain::ModelId;
 use crate::simulate::{Prices, Simulator, SimulatorConfig};
 use clap::Args;
+use local_worker::evaluate::read_suite;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,9 @@ pub struct SimulateArguments {
     /// Time between tokens, milliseconds.
     #[arg(long, default_value_t = 0)]
     pub token_ms: u64,
+    /// What it answers: JSON lines with id, task, prompt and answer, gzipped or not; to any other prompt it makes something up.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub answers: Vec<PathBuf>,
 }
 
 /// Prices of a catalog model, for the simulator.
@@ -38,8 +43,13 @@ pub fn shipped_prices() -> anyhow::Result<Prices> {
 
 /// Runs `simulate`.
 pub fn run(arguments: &SimulateArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    let known = match arguments.answers.is_empty() {
+        true => Vec::new(),
+        false => read_suite(&arguments.answers)?,
+    };
     let config = SimulatorConfig {
         prices: shipped_prices()?,
+        answers: known.into_iter().map(|record| (record.prompt.trim().to_owned(), record.answer)).collect(),
         first_token_delay: Duration::from_millis(arguments.first_token_ms),
         token_delay: Duration::from_millis(arguments.token_ms),
         ..SimulatorConfig::default()

@@ -102,6 +102,16 @@ pub fn run(verb: &TrainVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
 }
 
 fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
+    scorer_by(arguments, Way::candidates(arguments.seed), Vec::new(), out)
+}
+
+/// The best of these ways to fit a scorer, which may learn from prompts without grades too.
+pub fn scorer_by(
+    arguments: &ScorerArguments,
+    ways: Vec<Way>,
+    unlabelled: Vec<String>,
+    out: &mut dyn Write,
+) -> anyhow::Result<ExitCode> {
     // Everything that can be wrong with the input is found before hours of work or any file are spent on it.
     let promises = promises(arguments)?;
     let about = arguments.about.as_deref().map(read).transpose()?;
@@ -112,8 +122,9 @@ fn scorer(arguments: &ScorerArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     }
     let options = TrainOptions {
         pair: Pair::new(&arguments.small, &arguments.large),
-        ways: Way::candidates(arguments.seed),
+        ways,
         outcomes_hash: outcomes.hash.clone(),
+        unlabelled,
     };
     let trained = train(&outcomes.rows, &options)?;
     let latencies = measure_latency(&trained.scorer, outcomes.rows.iter().map(|row| row.prompt.as_str()))?;

@@ -14,7 +14,7 @@ pub enum RecordLevel {
     /// What was asked for and its size, and nothing that was said. Such a request can be decided again by the scores that
     /// it was given, but not scored again.
     Features,
-    /// The messages too, as they came.
+    /// The messages too, as they came, and what a large model answered.
     Text,
 }
 
@@ -69,6 +69,8 @@ pub struct Recording {
     pub max_tokens: Option<u32>,
     /// The messages; empty at `features`.
     pub messages: Vec<Message>,
+    /// The whole answer that a large model gave and ended by itself; only at `text`.
+    pub answer: Option<String>,
 }
 
 impl Recording {
@@ -94,6 +96,13 @@ impl Recording {
             turns: u32::try_from(request.messages.len()).unwrap_or(u32::MAX),
             max_tokens: request.limits.max_tokens,
             messages: if level == RecordLevel::Text { request.messages.clone() } else { Vec::new() },
+            answer: None,
         })
+    }
+
+    /// With the whole answer of a large model, where the level keeps it.
+    pub fn answered(self, answer: &str) -> Self {
+        let answer = (self.level == RecordLevel::Text).then(|| answer.to_owned());
+        Self { answer, ..self }
     }
 }

@@ -296,17 +296,36 @@ fn folded_normal_mean(mean: f64, deviation: f64) -> f64 {
 /// Probability that a row where the small model suffices scores above one where it does not, ties half; `None` with one
 /// class only.
 pub fn auc(rows: &[Scored]) -> Option<f64> {
-    let mut rows = rows.to_vec();
-    rows.sort_by(|a, b| a.score.total_cmp(&b.score));
-    let (mut below, mut wins, mut good) = (0.0, 0.0, 0.0);
-    for tied in rows.chunk_by(|a, b| a.score == b.score) {
-        let up = tied.iter().filter(|row| row.suffices).count() as f64;
-        let down = tied.len() as f64 - up;
-        wins += up * (below + down / 2.0);
-        below += down;
-        good += up;
+    Ranks::new(rows).auc(|_| 1.0)
+}
+
+/// Rows by rising score, equal scores together.
+#[derive(Debug, Clone)]
+pub struct Ranks(Vec<Vec<(usize, bool)>>);
+
+impl Ranks {
+    /// Sorts rows.
+    pub fn new(rows: &[Scored]) -> Self {
+        let mut order: Vec<(usize, &Scored)> = rows.iter().enumerate().collect();
+        order.sort_by(|a, b| a.1.score.total_cmp(&b.1.score));
+        let tied = order.chunk_by(|a, b| a.1.score == b.1.score);
+        Self(tied.map(|tied| tied.iter().map(|(place, row)| (*place, row.suffices)).collect()).collect())
     }
-    (good > 0.0 && below > 0.0).then(|| wins / (good * below))
+
+    /// As [`auc`], each row counting as often as `counts` says, in the order the rows were given.
+    pub fn auc(&self, counts: impl Fn(usize) -> f64) -> Option<f64> {
+        let (mut below, mut wins, mut good) = (0.0, 0.0, 0.0);
+        for tied in &self.0 {
+            let (mut up, mut down) = (0.0, 0.0);
+            for (place, suffices) in tied {
+                *(if *suffices { &mut up } else { &mut down }) += counts(*place);
+            }
+            wins += up * (below + down / 2.0);
+            below += down;
+            good += up;
+        }
+        (good > 0.0 && below > 0.0).then(|| wins / (good * below))
+    }
 }
 
 #[cfg(test)]

@@ -184,7 +184,10 @@ impl Outcomes {
 }
 
 /// The text of a file, unpacked if it begins like gzip.
-fn unpack(file: &Path) -> std::io::Result<String> {
+///
+/// # Errors
+/// It can't be read, or is no text.
+pub fn unpack(file: &Path) -> std::io::Result<String> {
     let bytes = std::fs::read(file)?;
     let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut unpacked = Vec::new();

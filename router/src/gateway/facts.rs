@@ -11,7 +11,7 @@ use crate::domain::{
     Candidate, Cost, CostBasis, Decision, ExcludedBy, ModelId, NanoUsd, Placement, Predicted, RequestId, Route, Usage,
 };
 use crate::evidence::certificate::ANY_LARGE;
-use crate::policy::{Facts, Objective, Policy, Refusal};
+use crate::policy::{Facts, Objective, Policy, Refusal, Snapshot};
 use crate::score::own::Scoring;
 use crate::score::{Pair, PairScorer, ScoreError};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Gateway {
             let mut candidate = self.candidate(admitted, entry);
             if candidate.route == Route::Local
                 && candidate.excluded_by.is_none()
-                && let Some(scorer) = self.scorer(&admitted.policy, model)
+                && let Some(scorer) = self.scorer(&admitted.snapshot, policy, model)
             {
                 match self.scoring(admitted, &scorer, model) {
                     Ok(scoring) => {
@@ -107,11 +107,12 @@ impl Gateway {
     }
 
     /// The scorer of a policy's small model: the one that was learnt while serving, else the one that was given.
-    pub(super) fn scorer(&self, policy: &Policy, small: &ModelId) -> Option<Arc<PairScorer>> {
+    pub(super) fn scorer(&self, snapshot: &Snapshot, policy: &Policy, small: &ModelId) -> Option<Arc<PairScorer>> {
+        let scored_as = snapshot.catalog().scored_as(small);
         if let Some(learnt) = policy.learnt().filter(|learnt| learnt.pair().small == small.as_str()) {
             return Some(Arc::clone(learnt));
         }
-        self.scorers.get(small.as_str(), policy.large.first()?.as_str()).ok()
+        self.scorers.get(scored_as.as_str(), policy.large.first()?.as_str()).ok()
     }
 
     /// A small model's score, and what the tenant's own outcomes make of it.
@@ -141,7 +142,9 @@ impl Gateway {
     /// What moved the score of the first small model most, in words.
     pub(super) fn strongest(&self, admitted: &Admitted) -> Vec<String> {
         let small = admitted.policy.small.first();
-        let Some((small, scorer)) = small.and_then(|small| Some((small, self.scorer(&admitted.policy, small)?))) else {
+        let Some((small, scorer)) =
+            small.and_then(|small| Some((small, self.scorer(&admitted.snapshot, &admitted.policy, small)?)))
+        else {
             return Vec::new();
         };
         let messages = &admitted.request.messages;

@@ -7,7 +7,7 @@ use super::Gateway;
 use crate::domain::{ModelId, TenantId};
 use crate::learn::recorded::judged_by_a_reader;
 use crate::ledger::{Feedback, FeedbackOutcome, LedgerError};
-use crate::policy::Policy;
+use crate::policy::{Policy, Snapshot};
 use crate::score::Pair;
 use crate::score::own::Observed;
 
@@ -34,14 +34,19 @@ impl Gateway {
                 small_quality: judged.small_quality,
                 large_quality: judged.large_quality,
             };
-            self.learn_at_once(&policy, &ModelId::new(&*judged.small), &observed);
+            self.learn_at_once((&snapshot, &policy), &ModelId::new(&*judged.small), &observed);
         }
         Ok(outcome)
     }
 
     /// Lets an outcome correct what a policy's scorer says to its tenant; nothing happens where there is no scorer yet.
-    pub(super) fn learn_at_once(&self, policy: &Policy, small: &ModelId, observed: &Observed<'_>) {
-        let Some(scorer) = self.scorer(policy, small) else { return };
+    pub(super) fn learn_at_once(
+        &self,
+        (snapshot, policy): (&Snapshot, &Policy),
+        small: &ModelId,
+        observed: &Observed<'_>,
+    ) {
+        let Some(scorer) = self.scorer(snapshot, policy, small) else { return };
         if let Err(error) = self.scorers.observe(&scorer, observed) {
             tracing::warn!(%error, model = %small, "an outcome could not be learnt from");
         }

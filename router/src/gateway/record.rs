@@ -198,6 +198,8 @@ impl Gateway {
                 .unwrap_or_else(|| self.baseline(admitted, &run.decision, &run.totals, run.answer.len() as u64).amount),
             _ => NanoUsd::ZERO,
         };
+        let whole = status == EntryStatus::Ok && reason == Some(FinishReason::Stop) && run.ended_remote();
+        let answered = |recording: Recording| if whole { recording.answered(&run.answer) } else { recording };
         self.write(
             &admitted.request,
             Outcome {
@@ -212,7 +214,7 @@ impl Gateway {
                 finish_reason: reason,
                 error: error.map_or("", GatewayErrorKind::code),
                 cached_from: run.cached_from,
-                recording: run.recording.clone(),
+                recording: run.recording.clone().map(answered),
                 shadow_of: run.shadow.as_ref().map(|shadow| shadow.entry),
             },
         );

@@ -62,6 +62,8 @@ pub struct Run {
     pub(super) recording: Option<Recording>,
     /// Of a shadow run: whose answer it is compared with.
     pub(super) shadow: Option<ShadowOf>,
+    /// Of a shadow run: what the large model answered.
+    pub(super) by_large: String,
     tried: Vec<ModelId>,
 }
 
@@ -85,6 +87,7 @@ impl Run {
             baseline: None,
             recording,
             shadow: None,
+            by_large: String::new(),
             tried: Vec::new(),
         }
     }

@@ -2,6 +2,10 @@
 //! answers are compared. Nobody sees the second answer; what stays is an outcome and, where money was spent, a ledger entry
 //! of its own that says beside which entry it ran.
 //!
+//! While a policy tries a candidate (`NAME.candidate.toml`), that small model answers beside the serving one in each shadow run,
+//! and both are held against the same answer of the large model. What that comes to is kept apart: it decides whether the
+//! candidate takes the other's place, so it is no evidence for what is promised of either.
+//!
 //! A request that must stay local, one whose tenant keeps no record, and one that a rule, a placement or a failure decided
 //! has no shadow: the first two must not, the others say nothing about the score.
 
@@ -53,6 +57,8 @@ struct Plan {
     shown: String,
     question: String,
     served: RequestId,
+    /// Who else is tried, if that is in nobody's way.
+    candidate: Option<ModelId>,
 }
 
 /// What two answers are worth.
@@ -141,7 +147,12 @@ impl Plan {
         };
         let asked = admitted.messages.iter().rev().find(|message| message.role == Role::User);
         let version = &run.decision.scorer_version;
+        let idle = |model: &&ModelId| run.gateway.backends.get(model).is_some_and(|backend| backend.is_idle());
+        let region = |model: &ModelId| admitted.snapshot.catalog().get(model).and_then(|found| found.region.clone());
+        let permitted = |model: &&ModelId| admitted.constraints.residency.permits(region(model).as_deref());
+        let candidate = admitted.policy.candidate.as_ref().filter(idle).filter(permitted).cloned();
         Some(Self {
+            candidate,
             shadow: shadow.clone(),
             asked: if local { large.clone() } else { small.clone() },
             score: score(&small).map(|score: Score| (score.get(), version.clone())),
@@ -230,7 +241,16 @@ impl Run {
 
     /// Asks the other side, compares, and books; the run's events end with it.
     async fn compare(mut self, plan: Plan) -> Ended {
+        let asked = (Arc::clone(&self.admitted.messages), self.admitted.request.clone());
         let (grades, ended) = self.graded(&plan).await;
+        let tried = match (&grades, &plan.candidate) {
+            (Some(_), Some(candidate)) => {
+                // A judge was asked something else.
+                (self.admitted.messages, self.admitted.request) = asked;
+                self.tried(&plan, candidate).await.map(|grades| (candidate, grades))
+            }
+            _ => None,
+        };
         let status = match (&ended, &grades) {
             (Ended::Graded | Ended::Undecided, _) => EntryStatus::Ok,
             (Ended::Budget, _) => EntryStatus::Refused,
@@ -242,10 +262,32 @@ impl Run {
         if let Some(grades) = grades {
             self.keep(&plan, &grades);
         }
+        if let Some((candidate, grades)) = tried {
+            self.keep_outcome(GradedOutcome {
+                score: None,
+                local: false,
+                candidate: true,
+                ..self.outcome(&plan, candidate, &grades)
+            });
+        }
         ended
     }
 
+    /// What the candidate's answer is worth; `None` where nobody can say. An answer that failed is worth nothing, so that a
+    /// candidate gains nothing by failing where it would be wrong.
+    async fn tried(&mut self, plan: &Plan, candidate: &ModelId) -> Option<Grades> {
+        let large = std::mem::take(&mut self.by_large);
+        match self.ask(candidate).await {
+            Ok(Some(answer)) => self.held_against(plan, &answer, &large).await.0,
+            // A shutdown hangs up on anybody.
+            Err(_) if self.gateway.stopping.is_cancelled() => None,
+            Ok(None) | Err(Ended::Failed) => Some(Grades { small: 0.0, large: 1.0, by: OutcomeSource::Metric }),
+            Err(_) => None,
+        }
+    }
+
     async fn graded(&mut self, plan: &Plan) -> (Option<Grades>, Ended) {
+        self.by_large.clone_from(&plan.shown);
         let other = match self.ask(&plan.asked).await {
             Ok(Some(other)) => other,
             // Whoever declines is not as good: the other answer is what the caller would get.
@@ -253,6 +295,12 @@ impl Run {
             Err(ended) => return (None, ended),
         };
         let (small, large) = if plan.local { (&plan.shown, &other) } else { (&other, &plan.shown) };
+        self.by_large.clone_from(large);
+        self.held_against(plan, small, large).await
+    }
+
+    /// A small model's answer held against a large one's.
+    async fn held_against(&mut self, plan: &Plan, small: &str, large: &str) -> (Option<Grades>, Ended) {
         let grader = match &plan.shadow.compare {
             Compare::Exact => Grader::Exact,
             Compare::Numeric => Grader::Numeric { tolerance: TOLERANCE },
@@ -307,13 +355,13 @@ impl Run {
         }
     }
 
-    fn keep(&self, plan: &Plan, grades: &Grades) {
-        let outcome = GradedOutcome {
+    fn outcome(&self, plan: &Plan, small: &ModelId, grades: &Grades) -> GradedOutcome {
+        GradedOutcome {
             entry: plan.served,
             tenant: self.admitted.request.tenant.clone(),
             at: jiff::Timestamp::now(),
             policy: (self.admitted.policy.reference.name.clone(), self.admitted.policy.reference.hash.clone()),
-            small: plan.small.clone(),
+            small: small.clone(),
             large: plan.large.clone(),
             small_quality: grades.small,
             large_quality: grades.large,
@@ -321,10 +369,18 @@ impl Run {
             sampling_probability: plan.shadow.share,
             score: plan.score.clone(),
             local: plan.local,
-        };
-        if let Err(error) = self.gateway.ledger.outcome(&outcome) {
-            tracing::error!(%error, entry = %plan.served, "an outcome could not be journalled");
+            candidate: false,
         }
+    }
+
+    fn keep_outcome(&self, outcome: GradedOutcome) {
+        if let Err(error) = self.gateway.ledger.outcome(&outcome) {
+            tracing::error!(%error, entry = %outcome.entry, "an outcome could not be journalled");
+        }
+    }
+
+    fn keep(&self, plan: &Plan, grades: &Grades) {
+        self.keep_outcome(self.outcome(plan, &plan.small, grades));
         let request = GradedRequest {
             pair: Pair::new(plan.small.as_str(), plan.large.as_str()),
             grades: Graded { small: grades.small, large: grades.large, local: plan.local },
@@ -337,7 +393,7 @@ impl Run {
             small_quality: grades.small,
             large_quality: grades.large,
         };
-        self.gateway.learn_at_once(&self.admitted.policy, &plan.small, &observed);
+        self.gateway.learn_at_once((&self.admitted.snapshot, &self.admitted.policy), &plan.small, &observed);
         self.gateway.live.graded(&self.admitted.policy, &request);
     }
 }

@@ -177,7 +177,5 @@ impl Shelf {
 }
 
 fn replace(file: &Path, text: &str) -> Result<(), ShelfError> {
-    let beside = file.with_added_extension("new");
-    std::fs::write(&beside, text).map_err(|error| failed(&beside, &error))?;
-    std::fs::rename(&beside, file).map_err(|error| failed(file, &error))
+    crate::files::replace(file, text).map_err(|error| failed(file, &error))
 }

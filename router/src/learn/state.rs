@@ -81,7 +81,5 @@ pub fn write(file: &Path, watched: &BTreeMap<Key, Watched>) -> Result<(), LiveEr
     };
     let stored: Stored<&Watched> = Stored { schema: SCHEMA, watched: watched.iter().map(row).collect() };
     let bytes = serde_json::to_vec(&stored).map_err(|error| failed(error.into()))?;
-    let beside = file.with_added_extension("new");
-    std::fs::write(&beside, bytes).map_err(failed)?;
-    std::fs::rename(&beside, file).map_err(failed)
+    crate::files::replace(file, bytes).map_err(failed)
 }

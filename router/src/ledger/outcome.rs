@@ -33,6 +33,8 @@ pub struct GradedOutcome {
     pub score: Option<(f64, String)>,
     /// Whether the small model's answer was the one shown.
     pub local: bool,
+    /// Whether the small model is only being tried beside the one that serves: what chose it is no evidence for it.
+    pub candidate: bool,
 }
 
 /// Which outcomes to read: after this one, oldest first.
@@ -42,6 +44,8 @@ pub struct OutcomeFilter {
     pub tenant: String,
     /// Only of this policy; empty means all.
     pub policy: String,
+    /// Those of candidates, in place of those of models that serve.
+    pub candidates: bool,
 }
 
 /// See [`GradedOutcome`].
@@ -61,6 +65,8 @@ pub struct StoredOutcome {
     pub score: Option<f64>,
     pub scorer: String,
     pub local: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub candidate: bool,
 }
 
 impl From<&GradedOutcome> for StoredOutcome {
@@ -80,6 +86,7 @@ impl From<&GradedOutcome> for StoredOutcome {
             score: outcome.score.as_ref().map(|(score, _)| *score),
             scorer: outcome.score.as_ref().map(|(_, version)| version.clone()).unwrap_or_default(),
             local: outcome.local,
+            candidate: outcome.candidate,
         }
     }
 }
@@ -100,6 +107,7 @@ impl StoredOutcome {
             sampling_probability: self.sampling_probability,
             score: self.score.map(|score| (score, self.scorer)),
             local: self.local,
+            candidate: self.candidate,
         })
     }
 }
@@ -166,6 +174,7 @@ mod tests {
             sampling_probability: 0.1,
             score: Some((0.25, "v".to_owned())),
             local: true,
+            candidate: false,
         }
     }
 
@@ -192,7 +201,11 @@ mod tests {
         assert_eq!(all, [rows[1].clone(), rows[0].clone(), rows[2].clone()]);
         let read = Archive::open(folder.path()).await.unwrap().outcomes(&OutcomeFilter::default()).await.unwrap();
         assert_eq!(read, all);
-        let of = |tenant: &str, policy: &str| OutcomeFilter { tenant: tenant.to_owned(), policy: policy.to_owned() };
+        let of = |tenant: &str, policy: &str| OutcomeFilter {
+            tenant: tenant.to_owned(),
+            policy: policy.to_owned(),
+            ..OutcomeFilter::default()
+        };
         assert_eq!(ledger.outcomes(&of("other", "balanced")).await.unwrap().len(), 1);
         assert!(ledger.outcomes(&of("other", "frugal")).await.unwrap().is_empty());
         // Graded again, the later grade counts.

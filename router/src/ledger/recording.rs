@@ -22,6 +22,9 @@ pub struct StoredRecording {
     pub max_tokens: Option<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<StoredMessage>,
+    // Recordings of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
 }
 
 /// One turn.
@@ -48,6 +51,7 @@ impl From<&Recording> for StoredRecording {
             turns: recording.turns,
             max_tokens: recording.max_tokens,
             messages: recording.messages.iter().map(message).collect(),
+            answer: recording.answer.clone(),
         }
     }
 }
@@ -80,6 +84,7 @@ impl StoredRecording {
             turns: self.turns,
             max_tokens: self.max_tokens,
             messages: self.messages.into_iter().map(StoredMessage::message).collect::<Option<_>>()?,
+            answer: self.answer,
         })
     }
 }

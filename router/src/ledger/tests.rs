@@ -418,6 +418,7 @@ async fn recordings_stand_apart_from_the_books_and_can_be_forgotten() {
         turns: 1,
         max_tokens: Some(7),
         messages: vec![Message::text(Role::User, "tell no one")],
+        answer: Some("I won't".to_owned()),
     };
     let opened = open(folder.path()).await;
     let whole = Entry { recording: Some(recording), ..entry(id, 1_000, Route::Cascade, 30) };

@@ -74,6 +74,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
     };
     let shadow = live::read_shadow(root, catalog, problems);
     let learn = live::read_learn(root, problems);
+    let promotion = live::read_promotion(root, root.has("shadow"), problems);
     let on_breach = live::read_on_breach(root, problems);
     let around = rules::Surroundings { small: &small, large: &large, placement, regions: &regions };
     let rules = rules::read(root, &around, problems);
@@ -101,6 +102,8 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         exploration,
         shadow,
         learn,
+        promotion,
+        candidate: None,
         on_breach,
         rules,
         tests,

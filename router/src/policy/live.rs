@@ -45,6 +45,25 @@ impl Default for Learn {
     }
 }
 
+/// What a small model that is tried beside the one that serves has to show before it takes its place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Promotion {
+    /// Fewest requests on which both were compared with the large model.
+    pub graded: u64,
+    /// Confidence of what is said of its quality.
+    pub confidence: f64,
+    /// By how much its mean quality may be below that of the serving one, 0 to 1.
+    pub margin: f64,
+    /// Most time of its answers, in multiples of the serving one's (medians).
+    pub max_slower: f64,
+}
+
+impl Default for Promotion {
+    fn default() -> Self {
+        Self { graded: 100, confidence: 0.95, margin: 0.02, max_slower: 1.5 }
+    }
+}
+
 /// What is done when a check of live traffic fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BreachAction {
@@ -202,6 +221,36 @@ mod tests {
         let catalog = Catalog::parse("models.toml", include_str!("../../../policies/models.toml")).unwrap();
         let text = format!("{placed}[shadow]\nshare = 0.1\ncompare = \"exact\"");
         assert!(Policy::parse("p.toml", &text, &catalog).is_err(), "a score decides nothing there");
+    }
+
+    #[test]
+    fn a_gate_needs_shadow_runs_and_a_candidate_a_local_model_that_does_not_serve() {
+        let shadow = "[shadow]\nshare = 0.2\ncompare = \"exact\"\n";
+        let mut policy = parse(&format!("{shadow}[flywheel]\nmargin = 0.1\n")).unwrap();
+        assert_eq!(policy.promotion, Some(Promotion { margin: 0.1, ..Promotion::default() }));
+        assert!(parse("[flywheel]").unwrap_err().contains("add [shadow]"));
+        assert!(parse(&format!("{shadow}[flywheel]\nconfidence = 1")).unwrap_err().contains("flywheel.confidence"));
+        let catalog = include_str!("../../../policies/models.toml");
+        let more =
+            "[[models]]\nid = \"n2\"\nkind = \"file\"\npath = \"x\"\ncontext = 8\nmax_output = 8\ndefault_output = 8\n";
+        let catalog = Catalog::parse("models.toml", &format!("{catalog}{more}")).unwrap();
+        policy.try_candidate("p.candidate.toml", "model = \"n2\"", &catalog).unwrap();
+        assert!(policy.models().any(|model| model.as_str() == "n2"), "it is loaded");
+        policy.try_candidate("p.candidate.toml", "model = \"sluice-nano\"", &catalog).unwrap();
+        assert_eq!(policy.candidate, None, "it serves");
+        let table = [
+            ("model = \"n3\"", "is not in the catalog"),
+            ("model = \"openai/gpt-4.1-mini\"", "is remote"),
+            ("modle = \"n2\"", "name the local model"),
+        ];
+        for (text, expected) in table {
+            let problems = policy.try_candidate("p.candidate.toml", text, &catalog).unwrap_err();
+            let problems: String = problems.iter().map(ToString::to_string).collect();
+            assert!(problems.contains(expected) && problems.contains("p.candidate.toml"), "{text}: {problems}");
+        }
+        let mut plain = parse("").unwrap();
+        let problems = plain.try_candidate("p.candidate.toml", "model = \"n2\"", &catalog).unwrap_err();
+        assert!(problems[0].to_string().contains("makes no shadow runs"));
     }
 
     #[test]

@@ -33,6 +33,9 @@ const EMBEDDED_CERTIFICATES: [(&str, &str); 3] = [
 const CATALOG: &str = "models.toml";
 const CERTIFICATE_SUFFIX: &str = ".solved.toml";
 const JUDGE_SUFFIX: &str = ".judge.toml";
+const CANDIDATE_SUFFIX: &str = ".candidate.toml";
+/// What stands beside policies and is none.
+const SUFFIXES: [&str; 3] = [CERTIFICATE_SUFFIX, JUDGE_SUFFIX, CANDIDATE_SUFFIX];
 
 /// Why policies could not be loaded.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -252,15 +255,20 @@ fn build(files: Files, default: &str, scorers: &Scorers, learnt: &AllLearnt) -> 
     let mut by_learning = BTreeMap::new();
     let mut problems = Vec::new();
     for (file, text) in &files {
-        if file == CATALOG || file.ends_with(CERTIFICATE_SUFFIX) || file.ends_with(JUDGE_SUFFIX) {
+        if file == CATALOG || SUFFIXES.iter().any(|suffix| file.ends_with(suffix)) {
             continue;
         }
         match Policy::parse(file, text, &catalog) {
             Ok(mut policy) => {
-                let solved = format!("{}{CERTIFICATE_SUFFIX}", file.strip_suffix(".toml").unwrap_or(file));
-                let scorer = scorer_of(&policy, scorers);
+                let stem = file.strip_suffix(".toml").unwrap_or(file);
+                let tried = format!("{stem}{CANDIDATE_SUFFIX}");
+                if let Some(text) = files.get(&tried) {
+                    problems.extend(policy.try_candidate(&tried, text, &catalog).err().into_iter().flatten());
+                }
+                let solved = format!("{stem}{CERTIFICATE_SUFFIX}");
+                let scorer = scorer_of(&policy, scorers, &catalog);
                 policy.certify_by(&solved, files.get(&solved).map(String::as_str), scorer.as_deref());
-                let judge = format!("{}{JUDGE_SUFFIX}", file.strip_suffix(".toml").unwrap_or(file));
+                let judge = format!("{stem}{JUDGE_SUFFIX}");
                 let read = |text: &String| JudgeFile::parse(text).map_err(|error| format!("{judge}: {error}"));
                 policy.judge_by(files.get(&judge).map(read));
                 let name = policy.reference.name.clone();
@@ -296,6 +304,7 @@ fn taught(filed: &Policy, learnt: &Learnt, file: &str, catalog: &Catalog) -> Opt
     let certified = |policy: &Policy| matches!(policy.certificate(), CertificateState::Valid(_));
     let mut policy = Policy::parse(file, &filed.text, catalog).ok()?;
     policy.learn_by(learnt);
+    policy.candidate.clone_from(&filed.candidate);
     (filed.learn.is_some() && !judged && (certified(&policy) || !certified(filed))).then_some(policy)
 }
 
@@ -312,9 +321,9 @@ fn named_twice(file: &str, name: &str) -> Problem {
 }
 
 /// Version of the scorer for a policy's first pair.
-fn scorer_of(policy: &Policy, scorers: &Scorers) -> Option<String> {
+fn scorer_of(policy: &Policy, scorers: &Scorers, catalog: &Catalog) -> Option<String> {
     let (small, large) = (policy.small.first()?, policy.large.first()?);
-    scorers.get(small.as_str(), large.as_str()).ok().map(|scorer| scorer.version().to_owned())
+    scorers.get(catalog.scored_as(small).as_str(), large.as_str()).ok().map(|scorer| scorer.version().to_owned())
 }
 
 #[cfg(test)]

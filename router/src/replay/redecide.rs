@@ -150,7 +150,9 @@ impl Target<'_> {
         recorded: Option<Score>,
     ) -> Result<Option<Score>, Unusable> {
         let large = self.policy.large.first().map_or("", ModelId::as_str);
-        let Ok(scorer) = self.scorers.get(model.id.as_str(), large) else { return Ok(recorded) };
+        let Ok(scorer) = self.scorers.get(self.catalog.scored_as(&model.id).as_str(), large) else {
+            return Ok(recorded);
+        };
         if scorer.version() == row.scorer && recorded.is_some() {
             return Ok(recorded);
         }

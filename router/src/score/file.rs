@@ -171,9 +171,7 @@ impl PairScorer {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, file: &Path) -> Result<(), PairFileError> {
-        let beside = file.with_added_extension("new");
-        std::fs::write(&beside, self.to_bytes()).map_err(|error| io(&beside, error))?;
-        std::fs::rename(&beside, file).map_err(|error| io(file, error))
+        crate::files::replace(file, self.to_bytes()).map_err(|error| io(file, error))
     }
 }
 

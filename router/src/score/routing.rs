@@ -6,6 +6,7 @@
 //! differences are paired.
 
 mod baseline;
+mod students;
 
 use super::blend::{BlendError, Shared, blend};
 use super::train::place;
@@ -19,6 +20,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use baseline::BASELINES;
+pub use students::{ARMS, Arm, Gain, StudentFigures, Students, students};
 
 /// Draws of clusters for intervals.
 const DRAWS: usize = 1000;
@@ -127,23 +129,12 @@ pub const CURVE: [usize; 4] = [100, 300, 1000, 3000];
 /// No pair in common, and sentence vectors that cannot be read.
 pub fn routing(train: &[Outcome], test: &[Outcome], seed: u64, curve: bool) -> Result<Routing, RoutingError> {
     let mut notes = Vec::new();
-    let tested: BTreeSet<&str> = test.iter().map(|row| row.cluster.as_str()).collect();
-    let clean: Vec<&Outcome> = train.iter().filter(|row| !tested.contains(row.cluster.as_str())).collect();
-    if clean.len() < train.len() {
-        notes.push(format!(
-            "{} training rows are about prompts of the test rows and were left out",
-            train.len() - clean.len()
-        ));
-    }
+    let clean = unseen(train, test, &mut notes);
     let shared = Shared::of(clean.iter().copied());
     let mut baselines = Baseline::new()?;
     let mut tasks = Vec::new();
     for ((source, small, large), test) in by_pair(test.iter()) {
-        let own: Vec<&Outcome> = clean
-            .iter()
-            .filter(|row| (&*row.source, &*row.small, &*row.large) == (source, small, large))
-            .copied()
-            .collect();
+        let own = of_pair(&clean, (source, small, large));
         let pair = Pair::new(small, large);
         if own.is_empty() {
             notes.push(format!("{source}: no rows to fit {pair} on; it is left out"));
@@ -162,6 +153,21 @@ pub fn routing(train: &[Outcome], test: &[Outcome], seed: u64, curve: bool) -> R
     let figures = |(place, task): (usize, Task<'_>)| PairFigures { apgr_ci: draws.interval(place), ..task.figures };
     let pairs = tasks.into_iter().enumerate().map(figures).collect();
     Ok(Routing { pairs, mean, curve, scorer, notes })
+}
+
+/// Training rows of clusters that the test rows have not.
+fn unseen<'rows>(train: &'rows [Outcome], test: &[Outcome], notes: &mut Vec<String>) -> Vec<&'rows Outcome> {
+    let tested: BTreeSet<&str> = test.iter().map(|row| row.cluster.as_str()).collect();
+    let clean: Vec<&Outcome> = train.iter().filter(|row| !tested.contains(row.cluster.as_str())).collect();
+    if clean.len() < train.len() {
+        let left_out = train.len() - clean.len();
+        notes.push(format!("{left_out} training rows are about prompts of the test rows and were left out"));
+    }
+    clean
+}
+
+fn of_pair<'rows>(rows: &[&'rows Outcome], pair: (&str, &str, &str)) -> Vec<&'rows Outcome> {
+    rows.iter().filter(|row| (&*row.source, &*row.small, &*row.large) == pair).copied().collect()
 }
 
 type PairRows<'rows> = BTreeMap<(&'rows str, &'rows str, &'rows str), Vec<&'rows Outcome>>;
@@ -220,14 +226,7 @@ impl<'rows> Task<'rows> {
             scored.push(Scored { score, suffices: row.small_suffices() });
             ordered.push(order);
         }
-        let rows = |scores: &[f64]| -> Vec<frontier::Scored> {
-            let row = |(row, score): (&&Outcome, &f64)| frontier::Scored {
-                score: *score,
-                small: row.small_quality,
-                large: row.large_quality,
-            };
-            test.iter().zip(scores).map(row).collect()
-        };
+        let rows = |scores: &[f64]| ordered_by(&test, scores);
         let differs = differ(&rows(&ordered));
         let mut frontiers = vec![Frontier::new(&rows(&ordered))];
         frontiers.extend(baselines.scores(own, &test).iter().map(|scores| Frontier::new(&rows(scores))));
@@ -267,6 +266,16 @@ impl<'rows> Task<'rows> {
             .collect();
         Frontier::new(&rows).apgr(|_| 1.0)
     }
+}
+
+/// Test rows with what orders them.
+fn ordered_by(test: &[&Outcome], scores: &[f64]) -> Vec<frontier::Scored> {
+    let row = |(row, score): (&&Outcome, &f64)| frontier::Scored {
+        score: *score,
+        small: row.small_quality,
+        large: row.large_quality,
+    };
+    test.iter().zip(scores).map(row).collect()
 }
 
 /// Mean APGR after the first of each pair's own outcomes, in an order by hash.
@@ -309,6 +318,36 @@ fn middle(mut values: Vec<f64>) -> (f64, f64) {
     (at(0.025).unwrap_or(0.0), at(0.975).unwrap_or(0.0))
 }
 
+/// Draws clusters of test rows with replacement, the same for all tasks, and calls `take` with how often a row of a task
+/// counts then.
+fn drawn<T>(tests: &[&[&Outcome]], seed: u64, mut take: impl FnMut(&dyn Fn(usize, usize) -> f64) -> T) -> Vec<T> {
+    let mut clusters: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut places: Vec<Vec<usize>> = Vec::with_capacity(tests.len());
+    for test in tests {
+        let mut rows = Vec::with_capacity(test.len());
+        for row in *test {
+            let next = clusters.len();
+            rows.push(*clusters.entry(&row.cluster).or_insert(next));
+        }
+        places.push(rows);
+    }
+    let mut random = StdRng::seed_from_u64(seed);
+    let all = clusters.len();
+    let mut draw = || {
+        let mut counts = vec![0.0_f64; all];
+        for _ in 0..all {
+            if let Some(count) = counts.get_mut(random.random_range(0..all)) {
+                *count += 1.0;
+            }
+        }
+        take(&|task: usize, row: usize| {
+            let cluster = places.get(task).and_then(|places| places.get(row));
+            cluster.and_then(|cluster| counts.get(*cluster)).copied().unwrap_or(0.0)
+        })
+    };
+    (0..DRAWS).map(|_| draw()).collect()
+}
+
 /// APGR of every task and rule under draws of clusters.
 struct Draws {
     /// By draw, task and rule.
@@ -317,36 +356,13 @@ struct Draws {
 
 impl Draws {
     fn new(tasks: &[Task<'_>], seed: u64) -> Self {
-        let mut clusters: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut places: Vec<Vec<usize>> = Vec::with_capacity(tasks.len());
-        for task in tasks {
-            let mut rows = Vec::with_capacity(task.test.len());
-            for row in &task.test {
-                let next = clusters.len();
-                rows.push(*clusters.entry(&row.cluster).or_insert(next));
-            }
-            places.push(rows);
-        }
-        let mut random = StdRng::seed_from_u64(seed);
-        let all = clusters.len();
-        let apgr = (0..DRAWS)
-            .map(|_| {
-                let mut counts = vec![0.0_f64; all];
-                for _ in 0..all {
-                    if let Some(count) = counts.get_mut(random.random_range(0..all)) {
-                        *count += 1.0;
-                    }
-                }
-                let count = |task: usize, row: usize| {
-                    let cluster = places.get(task).and_then(|places| places.get(row));
-                    cluster.and_then(|cluster| counts.get(*cluster)).copied().unwrap_or(0.0)
-                };
-                let rules = |(task, measured): (usize, &Task<'_>)| {
-                    measured.frontiers.iter().map(|frontier| frontier.apgr(|row| count(task, row))).collect()
-                };
-                tasks.iter().enumerate().map(rules).collect()
-            })
-            .collect();
+        let tests: Vec<&[&Outcome]> = tasks.iter().map(|task| task.test.as_slice()).collect();
+        let apgr = drawn(&tests, seed, |count| {
+            let rules = |(task, measured): (usize, &Task<'_>)| {
+                measured.frontiers.iter().map(|frontier| frontier.apgr(|row| count(task, row))).collect()
+            };
+            tasks.iter().enumerate().map(rules).collect()
+        });
         Self { apgr }
     }
 

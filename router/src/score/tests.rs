@@ -49,7 +49,12 @@ fn linear() -> FitOptions {
 }
 
 fn options() -> TrainOptions {
-    TrainOptions { pair: Pair::any_large("nano"), ways: vec![Way::Linear(linear())], outcomes_hash: "0123".to_owned() }
+    TrainOptions {
+        pair: Pair::any_large("nano"),
+        ways: vec![Way::Linear(linear())],
+        outcomes_hash: "0123".to_owned(),
+        unlabelled: Vec::new(),
+    }
 }
 
 fn trained() -> TrainedScorer {

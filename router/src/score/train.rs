@@ -4,14 +4,15 @@
 //! part: half fits the weights, a fifth the calibration, and the rest is evidence, for the figures in the card and for the
 //! certificate. The dealing depends on nothing but cluster names.
 
-use super::blend::{HEAVIEST, Shared, hard, raw};
+use super::blend::{BlendError, Shared, hard, raw};
 use super::report::Report;
+use super::student::{Lesson, Teacher, linear};
 use super::{Gain, Pair, PairScorer, ScoreError};
 use crate::evidence::bound::Evidence;
 use crate::evidence::calibration::{Calibration, CalibrationError, Scored, auc};
 use crate::evidence::outcome::Outcome;
-use local_worker::scorer::{Example, FitError, FitOptions, Learner, Scorer, Turn};
-use std::collections::BTreeMap;
+use local_worker::scorer::{FitError, FitOptions, Scorer, Turn};
+use std::collections::{BTreeMap, HashSet};
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +23,8 @@ pub struct TrainOptions {
     pub ways: Vec<Way>,
     /// Hash of the outcomes, as read.
     pub outcomes_hash: String,
+    /// Prompts without grades, for ways that can use them. Those that calibration or evidence hold are passed over.
+    pub unlabelled: Vec<String>,
 }
 
 /// A way to fit a raw scorer.
@@ -34,6 +37,22 @@ pub enum Way {
         /// Decides what each tree sees.
         seed: u64,
     },
+    /// The linear one taught by a blend (`score/student.rs`): as quick, and it has heard more than the grades.
+    Taught {
+        /// How the linear one is fitted.
+        options: FitOptions,
+        /// How much what the blend says counts beside the grades, 0 to 1.
+        soft: f32,
+    },
+}
+
+impl From<BlendError> for TrainError {
+    fn from(error: BlendError) -> Self {
+        match error {
+            BlendError::Fit(error) => Self::Fit(error),
+            BlendError::Calibration(error) => Self::Calibration(error),
+        }
+    }
 }
 
 impl Way {
@@ -42,10 +61,14 @@ impl Way {
         FitOptions::candidates(seed).map(Self::Linear).into_iter().chain([Self::Blend { seed }]).collect()
     }
 
-    fn fit(self, rows: &[&Outcome], shared: &Shared) -> Result<Scorer, FitError> {
+    fn fit(self, rows: &[&Outcome], shared: &Shared, unlabelled: &[&str]) -> Result<Scorer, TrainError> {
         match self {
-            Self::Linear(options) => linear(rows, options),
+            Self::Linear(options) => Ok(linear(rows, options, None)?),
             Self::Blend { seed } => Ok(raw(rows, shared, seed)?.scorer),
+            Self::Taught { options, soft } => {
+                let teacher = &Teacher::fit(rows, shared, options.seed)?;
+                Ok(linear(rows, options, Some(&Lesson { teacher, soft, unlabelled }))?)
+            }
         }
     }
 }
@@ -143,11 +166,15 @@ pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScor
     // Grades of other pairs on prompts of the fitting part help; those of other parts must not be seen.
     let fitting = || outcomes.iter().filter(|row| Purpose::of(&row.cluster) == Purpose::Fit);
     let shared = Shared::of(fitting());
+    let held_back: HashSet<&str> =
+        parts.calibrate.iter().chain(&parts.certify).map(|row| row.prompt.as_str()).collect();
+    let unlabelled = options.unlabelled.iter().map(String::as_str).filter(|prompt| !held_back.contains(prompt));
+    let unlabelled: Vec<&str> = unlabelled.collect();
     let way = match options.ways.as_slice() {
         [only] => *only,
-        ways => best_way(&parts.fit, ways, &Shared::of(fitting().filter(|row| !compares(row))))?,
+        ways => best_way(&parts.fit, ways, &Shared::of(fitting().filter(|row| !compares(row))), &unlabelled)?,
     };
-    let raw = way.fit(&parts.fit, &shared)?;
+    let raw = way.fit(&parts.fit, &shared, &unlabelled)?;
     let calibration: Vec<Scored> = parts.calibrate.iter().map(|row| scored(&raw, row)).collect();
     let gain = |(row, scored): (&&Outcome, &Scored)| (scored.score, row.large_quality - row.small_quality);
     let gain = Gain::fit(&parts.calibrate.iter().zip(&calibration).map(gain).collect::<Vec<_>>());
@@ -160,19 +187,6 @@ pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScor
     Ok(TrainedScorer { scorer, report, evidence })
 }
 
-fn linear(rows: &[&Outcome], options: FitOptions) -> Result<Scorer, FitError> {
-    let turns: Vec<[Turn<'_>; 1]> = rows.iter().map(|row| [Turn::user(&row.prompt)]).collect();
-    let example = |(row, turns): (&&Outcome, _)| Example {
-        turns,
-        target: f32::from(u8::from(row.small_suffices())),
-        weight: (1.0 / row.sampling_probability).min(HEAVIEST) as f32,
-    };
-    let examples: Vec<Example<'_>> = rows.iter().zip(turns.iter().map(|turns| turns.as_slice())).map(example).collect();
-    let mut learner = Learner::new(options)?;
-    learner.fit(&examples)?;
-    Ok(learner.scorer())
-}
-
 /// One fit in how many clusters is held back to compare ways of fitting.
 const COMPARE_EVERY: u64 = 4;
 
@@ -182,11 +196,11 @@ fn compares(row: &Outcome) -> bool {
 
 /// The way of fitting that ranks best on a quarter of the clusters when the others are learnt, of which alone `shared` may
 /// know; the first among equals. Calibration and evidence are not looked at.
-fn best_way(rows: &[&Outcome], ways: &[Way], shared: &Shared) -> Result<Way, FitError> {
+fn best_way(rows: &[&Outcome], ways: &[Way], shared: &Shared, unlabelled: &[&str]) -> Result<Way, TrainError> {
     let (test, learnt): (Vec<&Outcome>, Vec<&Outcome>) = rows.iter().partition(|row| compares(row));
     let mut best: Option<(f64, Way)> = None;
     for way in ways {
-        let scorer = way.fit(&learnt, shared)?;
+        let scorer = way.fit(&learnt, shared, unlabelled)?;
         let scored: Vec<Scored> = test.iter().map(|row| scored(&scorer, row)).collect();
         let ranks = auc(&scored).unwrap_or(0.5);
         if best.is_none_or(|(most, _)| ranks > most) {

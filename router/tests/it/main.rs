@@ -9,6 +9,8 @@ mod crash;
 mod edge;
 mod embed;
 mod experiment;
+#[cfg(feature = "lab")]
+mod flywheel;
 mod house;
 mod hub;
 #[cfg(feature = "lab")]

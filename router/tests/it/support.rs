@@ -131,10 +131,19 @@ fn keys_file() -> String {
 
 /// A gateway with the keys above, and the folder of their file.
 pub async fn guarded() -> (House, tempfile::TempDir) {
+    guarded_with(|_| {}).await
+}
+
+/// The same with changed settings.
+pub async fn guarded_with(change: impl FnOnce(&mut Settings)) -> (House, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.toml");
     std::fs::write(&path, keys_file()).unwrap();
-    (House::with(|settings| settings.keys_file = Some(path)).await, folder)
+    let guard = |settings: &mut Settings| {
+        settings.keys_file = Some(path);
+        change(settings);
+    };
+    (House::with(guard).await, folder)
 }
 
 /// Runs a verb that brings its own runtime.

@@ -50,7 +50,7 @@ pub fn run(arguments: &RoutingArguments, out: &mut dyn Write) -> anyhow::Result<
 }
 
 /// Rows to fit on and to measure on, and what is odd about the files.
-fn rows(train: &Path, test: &Path) -> anyhow::Result<(Vec<Outcome>, Vec<Outcome>, Vec<String>)> {
+pub fn rows(train: &Path, test: &Path) -> anyhow::Result<(Vec<Outcome>, Vec<Outcome>, Vec<String>)> {
     let known = read(train)?;
     let same = train.canonicalize().ok().is_some_and(|folder| test.canonicalize().ok() == Some(folder));
     if !same {
@@ -100,7 +100,8 @@ fn pair_json(figures: &PairFigures) -> Value {
     })
 }
 
-fn micros(latency: &Latency) -> (f64, f64) {
+/// Half and 99 of 100 decisions take less, in microseconds.
+pub fn micros(latency: &Latency) -> (f64, f64) {
     (latency.p50.as_nanos() as f64 / 1000.0, latency.p99.as_nanos() as f64 / 1000.0)
 }
 

@@ -21,9 +21,11 @@ pub async fn insert(connection: &mut SqliteConnection, outcome: &StoredOutcome) 
 }
 
 impl Store {
-    /// Outcomes behind a place, with their places, in the order they came in; at most `most`.
+    /// Outcomes behind a place, with their places, in the order they came in; at most `most`. None of candidates.
     pub async fn outcomes_after(&self, place: i64, most: usize) -> Result<Vec<(i64, GradedOutcome)>, LedgerError> {
-        let rows = sqlx::query("SELECT rowid, body FROM outcomes WHERE rowid > ?1 ORDER BY rowid LIMIT ?2")
+        let query = "SELECT rowid, body FROM outcomes WHERE rowid > ?1 AND json_extract(body, '$.candidate') IS NULL \
+                     ORDER BY rowid LIMIT ?2";
+        let rows = sqlx::query(query)
             .bind(place)
             .bind(i64::try_from(most).unwrap_or(i64::MAX))
             .fetch_all(&self.pool)
@@ -56,7 +58,8 @@ impl Store {
         for row in rows {
             let body: &str = row.try_get("body").map_err(self.wrap())?;
             let stored: StoredOutcome = serde_json::from_str(body).map_err(|error| self.error(&error))?;
-            if filter.policy.is_empty() || stored.policy == filter.policy {
+            let wanted = filter.policy.is_empty() || stored.policy == filter.policy;
+            if wanted && stored.candidate == filter.candidates {
                 outcomes.extend(stored.outcome());
             }
         }

@@ -3,7 +3,7 @@
 use super::{read_duration, read_money};
 use crate::catalog::Catalog;
 use crate::domain::{ModelId, NanoUsd, Route};
-use crate::policy::live::{BreachAction, Compare, FEWEST_OUTCOMES, Learn, OnBreach, Shadow, TIGHTEN_STEP};
+use crate::policy::live::{BreachAction, Compare, FEWEST_OUTCOMES, Learn, OnBreach, Promotion, Shadow, TIGHTEN_STEP};
 use crate::toml_file::{Problems, Section, suggest};
 
 /// Reads `[shadow]`; `None` where there is none, or it has problems.
@@ -73,6 +73,24 @@ pub fn read_learn(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Op
     let every = read_duration(&mut section, "every", problems).unwrap_or(usual.every);
     section.finish(problems);
     enabled.then_some(Learn { first: first?, every })
+}
+
+/// Reads `[flywheel]`: what a candidate has to show. There is nothing to show it by without shadow runs.
+pub fn read_promotion(root: &mut Section<'_, '_>, shadows: bool, problems: &mut Problems<'_>) -> Option<Promotion> {
+    let mut section = root.section("flywheel", problems)?;
+    let usual = Promotion::default();
+    let promotion = Promotion {
+        graded: section.count("graded", problems).unwrap_or(usual.graded).max(1),
+        confidence: section.number_in("confidence", 0.5..=0.9999, problems).unwrap_or(usual.confidence),
+        margin: section.number_in("margin", 0.0..=0.5, problems).unwrap_or(usual.margin),
+        max_slower: section.number_in("max_slower", 0.1..=1000.0, problems).unwrap_or(usual.max_slower),
+    };
+    if !shadows {
+        let message = "a candidate is judged by shadow runs, and the policy makes none";
+        problems.add(section.span(), "flywheel", message, "add [shadow]");
+    }
+    section.finish(problems);
+    Some(promotion)
 }
 
 /// Reads `[on_breach]`.

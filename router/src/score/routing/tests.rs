@@ -67,3 +67,25 @@ fn one_class_gives_one_score_and_a_note() {
     assert!(found.notes.iter().all(|note| note.contains("no scorer")) && found.notes.len() == 2, "{:?}", found.notes);
     assert!(found.pairs.iter().all(|pair| pair.apgr == Some(0.5) && pair.shares.is_empty()));
 }
+
+#[test]
+fn a_student_is_measured_with_and_without_its_teacher() {
+    let (train, test) = (outcomes(300, 0), outcomes(200, 300));
+    let found = students(&train.rows, &test.rows, 1, 0.5).unwrap();
+    assert_eq!((found.pairs.len(), found.gains.len()), (2, 3));
+    for pair in &found.pairs {
+        assert_eq!((pair.n, pair.fitted_on, pair.more_prompts), (200, 300, 0), "both pairs have all prompts");
+        let [_, taught, widely, _] = pair.arms;
+        assert!(pair.arms.iter().all(|arm| arm.auc.unwrap() > 0.65 && arm.apgr.unwrap() > 0.55), "{pair:?}");
+        assert_eq!(taught, widely, "there are no more prompts");
+    }
+    for (gain, arm) in found.gains.iter().zip(&found.means[1..]) {
+        assert!((gain.auc - (arm.auc.unwrap() - found.means[0].auc.unwrap())).abs() < 1e-9, "{gain:?}");
+        assert!(gain.auc_ci.0 <= gain.auc && gain.auc <= gain.auc_ci.1 && gain.auc_by_seed.len() == 3, "{gain:?}");
+    }
+    // Without a say the teacher changes nothing.
+    let mute = students(&train.rows, &test.rows, 1, 0.0).unwrap();
+    assert_eq!(mute.pairs[0].arms[0], mute.pairs[0].arms[2]);
+    assert_eq!(mute.gains[0].apgr_ci, (0.0, 0.0));
+    assert!(students(&train.rows, &[], 1, 0.5).is_err());
+}
