@@ -346,7 +346,8 @@ fn an_encoder_scores_what_is_long_and_is_part_of_the_file() {
     let long = ask("Is this message spam: tea and music bread and rivers and winter and bread 3");
     assert!(!scorer.is_slow(&short) && scorer.is_slow(&long));
     assert_eq!((scorer.read_by(&short), scorer.raw(&turns(&short))), (None, scorer.raw.scorer.score(&turns(&short))));
-    assert!(scorer.read_by(&long).unwrap().contains("over 15 tokens"), "{:?}", scorer.read_by(&long));
+    let tokens = scorer.raw.long.as_ref().unwrap().encoder.tokens(&turns(&long)).len();
+    assert!(tokens > 14 && scorer.read_by(&long).unwrap().ends_with(&format!("over {tokens} tokens")));
     let encoder = &scorer.raw.long.as_ref().unwrap().encoder;
     assert_eq!(scorer.raw(&turns(&long)), encoder.score(&turns(&long)));
     let hard = ask("Prove the theorem on: tea and music bread and rivers and winter and bread 3");
