@@ -133,6 +133,29 @@ impl StaticEmbedder {
         self.table.version()
     }
 
+    /// Calls `each` with the piece of each token of a text, in order, or with none for a word that can't be put together;
+    /// `unusual` as in [`StaticEmbedder::embed_parts`]. Returns how many more unusual words could be looked at.
+    pub(crate) fn pieces(&self, text: &str, unusual: usize, each: impl FnMut(Option<u32>)) -> usize {
+        self.table.words().pieces(text, unusual, each)
+    }
+
+    /// A piece as it is written, and whether it continues a word.
+    pub(crate) fn piece(&self, piece: u32) -> (String, bool) {
+        self.table.words().text(piece)
+    }
+
+    /// The vector of a piece, which is one of the table; as much of it as `out` is long.
+    pub(crate) fn row(&self, piece: u32, out: &mut [f32]) {
+        out.fill(0.0);
+        self.table.add_row(piece, out);
+    }
+
+    /// How many pieces there are.
+    #[cfg(feature = "lab")]
+    pub(crate) fn rows(&self) -> usize {
+        self.table.words().len()
+    }
+
     /// Writes the vector of a text, of length one, and returns of how many known tokens it is made. A text without any (empty,
     /// or in a script the table does not have) gives zeros, which are near nothing.
     ///

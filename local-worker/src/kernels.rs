@@ -12,13 +12,13 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dense;
+mod exponents;
 #[cfg(feature = "lab")]
 mod gradient;
 mod level;
 mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-#[cfg(feature = "lab")]
 mod product;
 mod quantized;
 mod scalar;
@@ -28,6 +28,7 @@ mod vector;
 pub use activation::Activations;
 pub use attention::{Queries, Weighing, attend};
 pub use dense::DenseMatrix;
+pub use exponents::{bound_exponents, exponentials_below, query_exponentials, raise};
 #[cfg(feature = "lab")]
 pub use gradient::{
     Adam, Soft, adam_step, add_and_square, causal_softmax, causal_softmax_backward, cross_entropy, rms_norm_backward,
@@ -35,14 +36,13 @@ pub use gradient::{
 };
 pub use level::Level;
 pub use memory::{Kept, Memory, Plain};
-#[cfg(feature = "lab")]
 pub use product::{View, ViewMut, product};
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{
     add, add_scaled_bytes, add_to_rows, gelu, gelu_exact, gelu_multiply, halve, layer_norm, log_sum_exp, multiply_by,
-    products_with_tiles, rms_norm, rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap, sum_products,
-    top_two, weigh_neighbours,
+    products_with_tiles, rms_norm, rms_norm_parts, rope_halves, rope_neighbours, silu_multiply, soft_cap, softmax,
+    sum_products, top_two, weigh_neighbours,
 };
 
 /// Rows of a matrix that lie interleaved in one tile: one lane each of the widest vector register.

@@ -8,6 +8,8 @@
 //! At most [`EXCERPT_BYTES`] bytes of a conversation are looked at: all of it when it is shorter, else its head, its tail
 //! and windows spread evenly over the middle. Lengths and turn counts are always those of the whole.
 //!
+//! [`performer`] reads every token of longer conversations with a small encoder instead: milliseconds, not microseconds.
+//!
 //! The result is a log-odds that means nothing by itself: calibration, pairs of models and thresholds belong to the router,
 //! and this module must not know them.
 
@@ -18,6 +20,7 @@ mod features;
 mod file;
 mod learner;
 pub mod memory;
+pub mod performer;
 mod reasons;
 mod sense;
 mod shape;

@@ -9,6 +9,7 @@ mod file;
 pub mod live;
 mod registry;
 mod rules;
+mod scoring;
 mod selftest;
 
 pub use ceilings::{LatencyCeilings, WhenLate};
@@ -127,6 +128,9 @@ pub struct ExactCacheSettings {
     pub any_temperature: bool,
 }
 
+/// How names of scorer files end.
+pub const SCORER_SUFFIX: &str = ".scorer";
+
 const NO_SCORER: &str = "no scorer is loaded for this policy's models";
 
 /// A checked policy.
@@ -138,6 +142,8 @@ pub struct Policy {
     pub description: String,
     /// Its file.
     pub text: String,
+    /// A scorer of its own: the name of a file beside the policy's.
+    pub scorer_file: Option<String>,
     /// Small candidates, in order of preference.
     pub small: Vec<ModelId>,
     /// Large candidates, in order of preference.
@@ -186,6 +192,8 @@ pub struct Policy {
     tests: Vec<SelfTest>,
     certificate: CertificateState,
     judge: JudgeState,
+    /// The scorer in its own scorer file.
+    filed: Option<Arc<PairScorer>>,
     /// The scorer that was learnt while the policy served.
     learnt: Option<Arc<PairScorer>>,
 }

@@ -1,13 +1,17 @@
 //! Scores: how probably a small model's answer will be as good as a large one's.
 //!
 //! `local-worker` turns text into a raw number; here that number becomes a calibrated probability for one pair of models,
-//! with a version that certificates name. Far from all that was seen it is the score of what is hard. Scorers are swapped whole
+//! with a version that certificates name. From a length on an encoder may score in the n-grams' place ([`long`]). Far from all
+//! that was seen it is the score of what is hard. Scorers are swapped whole
 //! while requests run, and a tenant's own outcomes count from the moment they are known ([`own`]). This module must not know
 //! policies or routes, and holds no code about n-grams.
 
 pub mod blend;
 pub mod file;
+pub mod long;
 pub mod own;
+#[cfg(feature = "lab")]
+pub mod performer;
 pub mod report;
 pub mod routing;
 pub mod solve;
@@ -18,10 +22,13 @@ use crate::domain::{Message, Part, Role, Score, ScoreOutOfRange};
 use crate::evidence::calibration::Calibration;
 use crate::evidence::certificate::ANY_LARGE;
 use arc_swap::ArcSwap;
-use local_worker::scorer::{Neighbours, Reading, Reason, Scorer, Speaker, Turn};
+use local_worker::scorer::{Neighbours, Reading, Reason, Speaker, Turn};
+use long::Raw;
 use own::{Observed, Owns, Scoring};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use file::PairFileError;
 
 /// A small and a large model.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,7 +72,7 @@ pub enum ScoreError {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PairScorer {
     pair: Pair,
-    scorer: Scorer,
+    raw: Raw,
     calibration: Calibration,
     /// From raw scores to what the large model would gain, where it was fitted.
     gain: Option<Gain>,
@@ -92,7 +99,25 @@ impl PairScorer {
         &self.calibration
     }
 
-    /// Probability that the small model suffices for a conversation. Takes microseconds; does no I/O.
+    /// What scores, in words.
+    pub fn describe(&self) -> String {
+        self.raw.describe()
+    }
+
+    /// Whether scoring a conversation takes milliseconds: an encoder reads all of it.
+    pub fn is_slow(&self, messages: &[Message]) -> bool {
+        self.raw.encoder(&turns(messages)).is_some()
+    }
+
+    /// What reads a conversation where it is not the n-grams, in words.
+    pub fn read_by(&self, messages: &[Message]) -> Option<String> {
+        let turns = turns(messages);
+        let encoder = self.raw.encoder(&turns)?;
+        Some(format!("scored by a {} over {} tokens", long::kind(encoder.shape()), encoder.tokens(&turns).len()))
+    }
+
+    /// Probability that the small model suffices for a conversation. Takes microseconds, milliseconds where an encoder reads
+    /// it ([`PairScorer::is_slow`]); does no I/O.
     ///
     /// # Errors
     /// Not expected: only a calibration that gives no probability.
@@ -111,7 +136,10 @@ impl PairScorer {
     /// The raw score, which orders conversations as [`PairScorer::score`] does, without its steps. The less familiar a
     /// conversation, the nearer it is drawn down to what is hard: where nothing is known, the safe side wins.
     pub fn raw(&self, turns: &[Turn<'_>]) -> f64 {
-        let Reading { score, familiar } = self.scorer.read(turns);
+        self.safe(self.raw.read(turns))
+    }
+
+    fn safe(&self, Reading { score, familiar }: Reading) -> f64 {
         match self.hard {
             Some(hard) if score > hard && familiar < 1.0 => hard + (score - hard) * familiar,
             _ => score,
@@ -127,18 +155,18 @@ impl PairScorer {
     /// The `most` strongest reasons, strongest first, for Explain: words of the conversation and shapes of the text, with
     /// what each adds to the raw log-odds.
     pub fn reasons(&self, messages: &[Message], most: usize) -> Vec<Reason> {
-        self.scorer.reasons(&turns(messages), most)
+        self.raw.reasons(&turns(messages), most)
     }
 
     /// What is remembered around a conversation, and how familiar it is; `None` for a scorer without memory.
     pub fn neighbours(&self, messages: &[Message]) -> Option<Neighbours> {
-        self.scorer.neighbours(&turns(messages))
+        self.raw.scorer.neighbours(&turns(messages))
     }
 
     /// By how much a conversation's probability was drawn down because nothing like it was seen; 0 mostly.
     pub fn drawn_down(&self, messages: &[Message]) -> f64 {
-        let turns = turns(messages);
-        (self.calibration.apply(self.scorer.score(&turns)) - self.calibration.apply(self.raw(&turns))).max(0.0)
+        let reading = self.raw.read(&turns(messages));
+        (self.calibration.apply(reading.score) - self.calibration.apply(self.safe(reading))).max(0.0)
     }
 }
 

@@ -99,14 +99,26 @@ impl WordPiece {
         unusual
     }
 
+    /// How many pieces there are.
+    #[cfg(any(test, feature = "lab"))]
+    pub fn len(&self) -> usize {
+        self.continues.len()
+    }
+
+    /// A piece without its mark, and whether it continues a word.
+    pub fn text(&self, piece: u32) -> (String, bool) {
+        let at = piece as usize;
+        let bytes = &self.bytes[self.starts[at] as usize..self.starts[at + 1] as usize];
+        (String::from_utf8_lossy(bytes).into_owned(), self.continues[at])
+    }
+
     /// The pieces as they were given.
     #[cfg(test)]
     pub fn to_vec(&self) -> Vec<String> {
         let mut pieces = Vec::new();
-        for (at, continues) in self.continues.iter().enumerate() {
-            let bytes = &self.bytes[self.starts[at] as usize..self.starts[at + 1] as usize];
-            let mark = if *continues { "##" } else { "" };
-            pieces.push(format!("{mark}{}", String::from_utf8_lossy(bytes)));
+        for at in 0..self.len() as u32 {
+            let (text, continues) = self.text(at);
+            pieces.push(format!("{}{text}", if continues { "##" } else { "" }));
         }
         pieces
     }

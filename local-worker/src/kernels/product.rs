@@ -1,4 +1,5 @@
-//! Products of single-precision matrices for training: the `gemm` crate behind views whose bounds are checked.
+//! Products of single-precision matrices for training and for encoders that score prompts: the `gemm` crate behind views whose
+//! bounds are checked.
 //!
 //! One thread a product: training gives each thread records of its own, so that none waits for another inside a step.
 #![allow(unsafe_code, reason = "the crate takes pointers; the views prove that every place is inside a slice")]

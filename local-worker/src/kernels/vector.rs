@@ -282,7 +282,7 @@ leveled! {
 
 leveled! {
     /// Replaces each value by the exponential of its distance to the largest, and returns their sum.
-    pub(super) fn softmax(values: &mut [f32]) -> f32 {
+    pub fn softmax(values: &mut [f32]) -> f32 {
         softmax_terms(values)
     }
 }

@@ -68,6 +68,9 @@ pub enum FitError {
         /// Examples there are.
         cases: usize,
     },
+    /// Sizes of an encoder that can't be.
+    #[error("no encoder has these sizes: {0}")]
+    Shape(String),
     /// There are no sentence vectors.
     #[error("the sentence vectors of this build can't be used: {0}")]
     Vectors(String),

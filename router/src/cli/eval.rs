@@ -2,6 +2,8 @@
 
 pub mod cascade;
 mod drafts;
+#[cfg(feature = "lab")]
+pub mod performer;
 pub mod routing;
 pub mod source;
 pub mod student;
@@ -32,6 +34,12 @@ pub enum EvalVerb {
     Student(student::StudentArguments),
     /// How much better looking at drafts orders requests than looking at prompts, on recorded drafts or answers.
     Cascade(cascade::CascadeArguments),
+    /// An encoder for long prompts with two kinds of attention beside n-grams: quality, time, memory, approximation.
+    #[cfg(feature = "lab")]
+    Performer(performer::PerformerArguments),
+    /// An encoder for long prompts; this binary was built without: `cargo build --release -p router --features lab`.
+    #[cfg(not(feature = "lab"))]
+    Performer(crate::cli::train::NoLab),
 }
 
 /// Arguments of `eval model`.
@@ -93,6 +101,10 @@ pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         EvalVerb::Routing(arguments) => routing::run(arguments, out),
         EvalVerb::Student(arguments) => student::run(arguments, out),
         EvalVerb::Cascade(arguments) => cascade::run(arguments, out),
+        #[cfg(feature = "lab")]
+        EvalVerb::Performer(arguments) => performer::run(arguments, out),
+        #[cfg(not(feature = "lab"))]
+        EvalVerb::Performer(_) => crate::cli::train::no_lab(),
     }
 }
 

@@ -78,7 +78,10 @@ fn check(arguments: &CheckArguments, out: &mut dyn Write) -> anyhow::Result<Exit
         };
         match checked {
             Ok(policy) => {
-                writeln!(out, "{}: good ({}@{})", file.display(), policy.reference.name, policy.reference.hash)?
+                writeln!(out, "{}: good ({}@{})", file.display(), policy.reference.name, policy.reference.hash)?;
+                if let (Some(name), Some(scorer)) = (&policy.scorer_file, policy.filed()) {
+                    writeln!(out, "  scored by {name}, version {}: {}", scorer.version(), scorer.describe())?;
+                }
             }
             Err((text, problems)) => {
                 print_problems(&text, &problems, out)?;
@@ -89,10 +92,11 @@ fn check(arguments: &CheckArguments, out: &mut dyn Write) -> anyhow::Result<Exit
     Ok(code)
 }
 
-/// A policy by itself, and its experiment against the policies beside it.
+/// A policy by itself with its scorer file, and its experiment against the policies beside it.
 fn check_one(file: &Path, text: &str, catalog: &Catalog) -> Result<Policy, Vec<Problem>> {
     let name = file.display().to_string();
-    let policy = Policy::parse(&name, text, catalog)?;
+    let mut policy = Policy::parse(&name, text, catalog)?;
+    policy.score_beside(file, catalog).map_err(|problem| vec![problem])?;
     if policy.experiment.is_none() {
         return Ok(policy);
     }

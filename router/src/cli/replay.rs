@@ -171,11 +171,9 @@ fn policy(name: &str, snapshot: &Snapshot, scorers: &Scorers) -> anyhow::Result<
         .map_err(|problems| anyhow::anyhow!(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let solved = Path::new(name).with_extension("solved.toml");
     let certificate = std::fs::read_to_string(&solved).ok();
-    let pair = policy.small.first().zip(policy.large.first());
-    let scorer =
-        pair.and_then(|(small, large)| scorers.get(snapshot.catalog().scored_as(small).as_str(), large.as_str()).ok());
-    let version = scorer.as_ref().map(|scorer| scorer.version());
-    policy.certify_by(&solved.display().to_string(), certificate.as_deref(), version);
+    policy.score_beside(Path::new(name), snapshot.catalog()).map_err(|problem| anyhow::anyhow!("{problem}"))?;
+    let version = policy.scorer_version(scorers, snapshot.catalog());
+    policy.certify_by(&solved.display().to_string(), certificate.as_deref(), version.as_deref());
     let judge = Path::new(name).with_extension("judge.toml");
     policy.judge_by(
         std::fs::read_to_string(&judge)

@@ -13,10 +13,10 @@ use crate::learn::recorded::{Having, Wanted};
 use crate::policy::{Objective, Policy};
 use crate::score::report::measure_latency;
 use crate::score::solve::{SolveFor, certify};
-use crate::score::train::{TrainOptions, TrainedScorer, Way, train};
+use crate::score::train::{TrainOptions, TrainedScorer, Way};
 use crate::score::{Pair, PairScorer};
 use anyhow::Context as _;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use local_worker::scorer::{FitOptions, Turn};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -84,9 +84,26 @@ pub struct ScorerArguments {
     /// A file whose text is added to the card: where the outcomes come from, say.
     #[arg(long, value_name = "FILE.md")]
     pub about: Option<PathBuf>,
+    /// What scores: n-grams of an excerpt, in microseconds, or an encoder that reads all tokens, in milliseconds.
+    #[arg(long, value_enum, default_value_t = Kind::Static)]
+    pub kind: Kind,
+    /// With an encoder: tokens of a prompt, estimated at four bytes each, from which on it scores; n-grams score below.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub from_tokens: usize,
     /// Decides the order in which outcomes are learnt.
     #[arg(long, default_value_t = FitOptions::default().seed)]
     pub seed: u64,
+}
+
+/// Kinds of scorers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Words, characters, shapes and what is remembered.
+    Static,
+    /// An encoder with attention by positive orthogonal random features: time grows with the length.
+    Performer,
+    /// The same encoder with softmax attention: time grows with the square of the length.
+    Softmax,
 }
 
 /// Runs `train`.
@@ -113,6 +130,14 @@ pub fn scorer_by(
     out: &mut dyn Write,
 ) -> anyhow::Result<ExitCode> {
     // Everything that can be wrong with the input is found before hours of work or any file are spent on it.
+    anyhow::ensure!(
+        arguments.kind != Kind::Static || arguments.from_tokens == 0,
+        "--from-tokens says where an encoder begins, and --kind static has none: add --kind performer"
+    );
+    #[cfg(not(feature = "lab"))]
+    if arguments.kind != Kind::Static {
+        return no_lab();
+    }
     let promises = promises(arguments)?;
     let about = arguments.about.as_deref().map(read).transpose()?;
     let wanted = Wanted { tenant: arguments.tenant.clone(), having: Having::Text, feedback: arguments.feedback };
@@ -126,7 +151,7 @@ pub fn scorer_by(
         outcomes_hash: outcomes.hash.clone(),
         unlabelled,
     };
-    let trained = train(&outcomes.rows, &options)?;
+    let trained = fit(arguments, &outcomes, &options, out)?;
     let latencies = measure_latency(&trained.scorer, outcomes.rows.iter().map(|row| row.prompt.as_str()))?;
     trained.scorer.write(&arguments.out)?;
     let mut card = trained.report.markdown(&latencies);
@@ -142,6 +167,43 @@ pub fn scorer_by(
         solve(&promise, &trained, (&outcomes.hash, reference.clone()), out)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "lab")]
+fn fit(
+    arguments: &ScorerArguments,
+    outcomes: &Outcomes,
+    options: &TrainOptions,
+    out: &mut dyn Write,
+) -> anyhow::Result<TrainedScorer> {
+    use crate::score::performer::fit_long;
+    use crate::score::train::train_with;
+    use local_worker::scorer::performer::{Attention, Shape, train};
+    let attention = match arguments.kind {
+        Kind::Static => return Ok(crate::score::train::train(&outcomes.rows, options)?),
+        Kind::Performer => Attention::Favor { features: Shape::FEATURES },
+        Kind::Softmax => Attention::Softmax,
+    };
+    let encoder = train::TrainOptions::usual(attention, arguments.seed);
+    let mut told = Vec::new();
+    let mut fit = |rows: &[&Outcome], pair: &Pair| {
+        fit_long(rows, pair, arguments.from_tokens, &encoder, |progress| told.push(progress))
+    };
+    let trained = train_with(&outcomes.rows, options, Some(&mut fit))?;
+    for train::Progress { epoch, epochs, loss } in told {
+        writeln!(out, "encoder, pass {epoch} of {epochs}: loss {loss:.4}")?;
+    }
+    Ok(trained)
+}
+
+#[cfg(not(feature = "lab"))]
+fn fit(
+    _: &ScorerArguments,
+    outcomes: &Outcomes,
+    options: &TrainOptions,
+    _: &mut dyn Write,
+) -> anyhow::Result<TrainedScorer> {
+    Ok(crate::score::train::train(&outcomes.rows, options)?)
 }
 
 /// A policy whose threshold is to be solved.
@@ -170,6 +232,15 @@ fn promises(arguments: &ScorerArguments) -> anyhow::Result<Vec<ToSolve>> {
         let name = policy.reference.name.clone();
         if !policy.small.iter().any(|small| small.as_str() == arguments.small) {
             anyhow::bail!("{}: {} is none of its small models", file.display(), arguments.small);
+        }
+        if let Some(own) = &policy.scorer_file {
+            let named = file.with_file_name(own);
+            anyhow::ensure!(
+                std::path::absolute(&named)? == std::path::absolute(&arguments.out)?,
+                "{}: it is scored by {own}, so a certificate for another scorer would not hold: --out {}",
+                file.display(),
+                named.display()
+            );
         }
         let promise = Promise { target, confidence };
         Ok(ToSolve { file: file.clone(), name, hash: policy.reference.hash, promise })
@@ -278,6 +349,8 @@ mod tests {
             solve: vec![file("balanced.toml")],
             catalog: None,
             about: None,
+            kind: Kind::Static,
+            from_tokens: 0,
             seed: 1,
         };
         let error = scorer(&arguments("none.jsonl"), &mut Vec::new()).unwrap_err();

@@ -59,13 +59,7 @@ impl Calibration {
     /// # Errors
     /// Only one class, or a score that is not a number.
     pub fn fit(rows: &[Scored]) -> Result<Self, CalibrationError> {
-        let good = rows.iter().filter(|row| row.suffices).count();
-        if good == 0 || good == rows.len() {
-            return Err(CalibrationError::OneClass { good, all: rows.len() });
-        }
-        if rows.iter().any(|row| !row.score.is_finite()) {
-            return Err(CalibrationError::NotANumber);
-        }
+        check(rows)?;
         let maps: [fn(&[Scored]) -> Calibration; 3] = [platt, blended, isotonic];
         let mut losses = [0.0; 3];
         for fold in 0..FOLDS {
@@ -104,6 +98,15 @@ impl Calibration {
         }
     }
 
+    /// Slope and offset of the sigmoid that fits best.
+    ///
+    /// # Errors
+    /// As [`Calibration::fit`].
+    pub fn sigmoid(rows: &[Scored]) -> Result<(f64, f64), CalibrationError> {
+        check(rows)?;
+        Ok(fitted_sigmoid(rows))
+    }
+
     fn log_loss(&self, rows: &[Scored]) -> f64 {
         let loss = |row: &Scored| {
             let probability = self.apply(row.score).clamp(1e-6, 1.0 - 1e-6);
@@ -111,6 +114,17 @@ impl Calibration {
         };
         rows.iter().map(loss).sum()
     }
+}
+
+fn check(rows: &[Scored]) -> Result<(), CalibrationError> {
+    let good = rows.iter().filter(|row| row.suffices).count();
+    if good == 0 || good == rows.len() {
+        return Err(CalibrationError::OneClass { good, all: rows.len() });
+    }
+    if rows.iter().any(|row| !row.score.is_finite()) {
+        return Err(CalibrationError::NotANumber);
+    }
+    Ok(())
 }
 
 fn sigmoid(x: f64) -> f64 {
@@ -129,6 +143,12 @@ fn interpolate(points: &[(f64, f64)], raw: f64) -> f64 {
 
 /// Platt's sigmoid with his smoothed targets (Platt 1999; Lin, Lin and Weng 2007), by damped Newton steps.
 fn platt(rows: &[Scored]) -> Calibration {
+    let (slope, offset) = fitted_sigmoid(rows);
+    Calibration::Platt { slope, offset }
+}
+
+/// Slope, at least 0, and offset.
+fn fitted_sigmoid(rows: &[Scored]) -> (f64, f64) {
     let good = rows.iter().filter(|row| row.suffices).count() as f64;
     let bad = rows.len() as f64 - good;
     let (high, low) = ((good + 1.0) / (good + 2.0), 1.0 / (bad + 2.0));
@@ -169,7 +189,7 @@ fn platt(rows: &[Scored]) -> Calibration {
         // Scores that point the wrong way carry no news: everybody gets the base rate.
         (slope, offset) = (0.0, ((good + 1.0) / (bad + 1.0)).ln());
     }
-    Calibration::Platt { slope, offset }
+    (slope, offset)
 }
 
 /// Pool adjacent violators; the map is flat over a block and straight from block to block. Values keep away from 0 and 1 as

@@ -106,13 +106,9 @@ impl Gateway {
         self.backends.get(model).is_some_and(|backend| backend.route() == Route::Local)
     }
 
-    /// The scorer of a policy's small model: the one that was learnt while serving, else the one that was given.
+    /// The scorer of a policy's small model.
     pub(super) fn scorer(&self, snapshot: &Snapshot, policy: &Policy, small: &ModelId) -> Option<Arc<PairScorer>> {
-        let scored_as = snapshot.catalog().scored_as(small);
-        if let Some(learnt) = policy.learnt().filter(|learnt| learnt.pair().small == small.as_str()) {
-            return Some(Arc::clone(learnt));
-        }
-        self.scorers.get(scored_as.as_str(), policy.large.first()?.as_str()).ok()
+        policy.scorer(small, &self.scorers, snapshot.catalog())
     }
 
     /// A small model's score, and what the tenant's own outcomes make of it.
@@ -120,7 +116,8 @@ impl Gateway {
         let large = admitted.policy.large.first().map_or(ANY_LARGE, ModelId::as_str);
         let request = &admitted.request;
         let pair = Pair::new(small.as_str(), large);
-        self.scorers.scoring(scorer, request.tenant.as_str(), &pair, &request.messages)
+        let score = || self.scorers.scoring(scorer, request.tenant.as_str(), &pair, &request.messages);
+        if scorer.is_slow(&request.messages) { apart(score) } else { score() }
     }
 
     /// Whether the request's conversation went remote lately, as far as the policy cares.
@@ -149,8 +146,9 @@ impl Gateway {
         };
         let messages = &admitted.request.messages;
         let reasons = scorer.reasons(messages, STRONGEST);
-        let mut told: Vec<String> =
-            reasons.iter().map(|reason| format!("{} ({:+.2})", reason.what, reason.push)).collect();
+        let read_by = scorer.read_by(messages);
+        let mut told: Vec<String> = read_by.into_iter().collect();
+        told.extend(reasons.iter().map(|reason| format!("{} ({:+.2})", reason.what, reason.push)));
         let drawn_down = scorer.drawn_down(messages);
         if drawn_down > 0.005 {
             told.push(format!("little like it was seen: the score is drawn down by {drawn_down:.2}"));
@@ -236,6 +234,15 @@ impl Gateway {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+/// Does what takes milliseconds while other tasks of this thread go on elsewhere, where there is an elsewhere.
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

@@ -7,6 +7,7 @@ mod objective;
 mod rules;
 mod selftests;
 
+use super::scoring::is_scorer_file;
 use super::selftest;
 use super::{CertificateState, ExactCacheSettings, Experiment, JudgeState, OnExhausted, Policy};
 use crate::budget::BudgetLimits;
@@ -46,6 +47,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
     }
     let description = root.text("description", problems).map(|(text, _)| text).unwrap_or_default();
     let (small, large) = read_models(root, catalog, problems);
+    let scorer_file = read_scorer(root, problems);
     let (objective, latency) = objective::read(root, problems);
     let placement = read_placement(root, problems).unwrap_or_default();
     let models = small.iter().chain(&large).filter_map(|model| catalog.get(model));
@@ -83,6 +85,7 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         reference: PolicyRef { name: name?.0, hash: Policy::hash(text) },
         description,
         text: text.to_owned(),
+        scorer_file,
         small,
         large,
         objective: objective?,
@@ -109,10 +112,21 @@ fn read_root(root: &mut Section<'_, '_>, text: &str, catalog: &Catalog, problems
         tests,
         certificate: CertificateState::Missing,
         judge: JudgeState::Absent,
+        filed: None,
         learnt: None,
     };
     contradictions::find(&policy, root, problems);
     Some(policy)
+}
+
+/// `scorer = "long.scorer"`: a file beside the policy's, which is read by whoever knows where that is.
+fn read_scorer(root: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> Option<String> {
+    let (name, span) = root.text("scorer", problems)?;
+    if !is_scorer_file(&name) {
+        let suggestion = "name a file beside the policy, such as \"long.scorer\"";
+        problems.add(span, "scorer", format!("`{name}` is no name of a scorer file"), suggestion);
+    }
+    Some(name)
 }
 
 fn is_name(name: &str) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! Files are read again and compared byte by byte; nothing is watched, because ConfigMaps swap symlinks under a watch.
 
-use super::{CertificateState, JudgeState, Policy};
+use super::scoring::is_scorer_file;
+use super::{CertificateState, JudgeState, Policy, SCORER_SUFFIX};
 use crate::catalog::Catalog;
 use crate::evidence::certificate::Certificate;
 use crate::judge::JudgeFile;
@@ -61,8 +62,14 @@ pub enum RegistryError {
     },
 }
 
-/// File names and their texts.
-type Files = BTreeMap<String, String>;
+/// What belongs together, by file name.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Files {
+    /// Policies, certificates, judges and the catalog.
+    texts: BTreeMap<String, String>,
+    /// Scorers that policies name.
+    scorers: BTreeMap<String, Arc<[u8]>>,
+}
 
 /// What was learnt while a policy served.
 #[derive(Debug, Clone)]
@@ -222,55 +229,80 @@ fn versions(scorers: &Scorers) -> Vec<String> {
     scorers.all().iter().map(|scorer| scorer.version().to_owned()).collect()
 }
 
-/// All TOML files of a folder; a catalog that is missing there is the one inside the binary.
+/// All TOML files of a folder and the scorers that they name; a catalog that is missing there is the one inside the binary.
 fn read_files(folder: Option<&Path>) -> Result<Files, RegistryError> {
-    let own = |files: &[(&str, &str)]| -> Files {
+    let own = |files: &[(&str, &str)]| -> BTreeMap<String, String> {
         files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
     };
     let Some(folder) = folder else {
-        let mut files = own(&EMBEDDED);
-        files.extend(own(&EMBEDDED_CERTIFICATES));
-        return Ok(files);
+        let mut texts = own(&EMBEDDED);
+        texts.extend(own(&EMBEDDED_CERTIFICATES));
+        return Ok(Files { texts, ..Files::default() });
     };
     let unreadable = |path: &Path, error: &std::io::Error| RegistryError::Unreadable {
         path: path.to_owned(),
         reason: error.to_string(),
     };
-    let mut files = own(&EMBEDDED[..1]);
+    let mut texts = own(&EMBEDDED[..1]);
     for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, &error))? {
         let path = entry.map_err(|error| unreadable(folder, &error))?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.ends_with(".toml") && !name.starts_with('.') {
             let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, &error))?;
-            files.insert(name, text);
+            texts.insert(name, text);
         }
     }
-    Ok(files)
+    let mut scorers = BTreeMap::new();
+    for name in texts.values().filter_map(|text| named_scorer(text)) {
+        let path = folder.join(&name);
+        match std::fs::read(&path) {
+            Ok(bytes) => drop(scorers.insert(name, bytes.into())),
+            // Whoever names it gets the problem.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unreadable(&path, &error)),
+        }
+    }
+    Ok(Files { texts, scorers })
+}
+
+/// The scorer file that a policy's text names.
+fn named_scorer(text: &str) -> Option<String> {
+    if !text.contains(SCORER_SUFFIX) {
+        return None;
+    }
+    let table = text.parse::<toml::Table>().ok()?;
+    let name = table.get("scorer")?.as_str()?;
+    is_scorer_file(name).then(|| name.to_owned())
 }
 
 fn build(files: Files, default: &str, scorers: &Scorers, learnt: &AllLearnt) -> Result<Snapshot, RegistryError> {
-    let catalog_text = files.get(CATALOG).map(String::as_str).unwrap_or_default();
+    let catalog_text = files.texts.get(CATALOG).map(String::as_str).unwrap_or_default();
     let catalog = Catalog::parse(CATALOG, catalog_text).map_err(RegistryError::Problems)?;
     let mut policies = BTreeMap::new();
     let mut by_learning = BTreeMap::new();
     let mut problems = Vec::new();
-    for (file, text) in &files {
+    for (file, text) in &files.texts {
         if file == CATALOG || SUFFIXES.iter().any(|suffix| file.ends_with(suffix)) {
             continue;
         }
         match Policy::parse(file, text, &catalog) {
             Ok(mut policy) => {
+                let beside = |name: &str| {
+                    let bytes = files.scorers.get(name).map(|bytes| bytes.to_vec());
+                    bytes.ok_or_else(|| "is not beside the policy".to_owned())
+                };
+                problems.extend(policy.score_by(file, &catalog, beside).err());
                 let stem = file.strip_suffix(".toml").unwrap_or(file);
                 let tried = format!("{stem}{CANDIDATE_SUFFIX}");
-                if let Some(text) = files.get(&tried) {
+                if let Some(text) = files.texts.get(&tried) {
                     problems.extend(policy.try_candidate(&tried, text, &catalog).err().into_iter().flatten());
                 }
                 let solved = format!("{stem}{CERTIFICATE_SUFFIX}");
-                let scorer = scorer_of(&policy, scorers, &catalog);
-                policy.certify_by(&solved, files.get(&solved).map(String::as_str), scorer.as_deref());
+                let scorer = policy.scorer_version(scorers, &catalog);
+                policy.certify_by(&solved, files.texts.get(&solved).map(String::as_str), scorer.as_deref());
                 let judge = format!("{stem}{JUDGE_SUFFIX}");
                 let read = |text: &String| JudgeFile::parse(text).map_err(|error| format!("{judge}: {error}"));
-                policy.judge_by(files.get(&judge).map(read));
+                policy.judge_by(files.texts.get(&judge).map(read));
                 let name = policy.reference.name.clone();
                 let taught = learnt.get(&name).and_then(|learnt| taught(&policy, learnt, file, &catalog));
                 by_learning.extend(taught.map(|policy| (name.clone(), Arc::new(policy))));
@@ -282,7 +314,7 @@ fn build(files: Files, default: &str, scorers: &Scorers, learnt: &AllLearnt) -> 
         }
     }
     let names: Vec<&str> = policies.keys().map(String::as_str).collect();
-    for (file, text) in &files {
+    for (file, text) in &files.texts {
         let policy = policies.values().find(|policy| policy.text == *text);
         problems.extend(policy.and_then(|policy| policy.unknown_candidate(file, &names)));
     }
@@ -303,6 +335,7 @@ fn taught(filed: &Policy, learnt: &Learnt, file: &str, catalog: &Catalog) -> Opt
     let judged = matches!(filed.judge(), JudgeState::InForce(_));
     let certified = |policy: &Policy| matches!(policy.certificate(), CertificateState::Valid(_));
     let mut policy = Policy::parse(file, &filed.text, catalog).ok()?;
+    policy.filed.clone_from(&filed.filed);
     policy.learn_by(learnt);
     policy.candidate.clone_from(&filed.candidate);
     (filed.learn.is_some() && !judged && (certified(&policy) || !certified(filed))).then_some(policy)
@@ -318,12 +351,6 @@ fn named_twice(file: &str, name: &str) -> Problem {
         message: format!("another file holds a policy called `{name}`"),
         suggestion: "rename one, or take it out of the folder".to_owned(),
     }
-}
-
-/// Version of the scorer for a policy's first pair.
-fn scorer_of(policy: &Policy, scorers: &Scorers, catalog: &Catalog) -> Option<String> {
-    let (small, large) = (policy.small.first()?, policy.large.first()?);
-    scorers.get(catalog.scored_as(small).as_str(), large.as_str()).ok().map(|scorer| scorer.version().to_owned())
 }
 
 #[cfg(test)]

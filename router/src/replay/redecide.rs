@@ -149,10 +149,7 @@ impl Target<'_> {
         model: &Model,
         recorded: Option<Score>,
     ) -> Result<Option<Score>, Unusable> {
-        let large = self.policy.large.first().map_or("", ModelId::as_str);
-        let Ok(scorer) = self.scorers.get(self.catalog.scored_as(&model.id).as_str(), large) else {
-            return Ok(recorded);
-        };
+        let Some(scorer) = self.policy.scorer(&model.id, self.scorers, self.catalog) else { return Ok(recorded) };
         if scorer.version() == row.scorer && recorded.is_some() {
             return Ok(recorded);
         }

@@ -41,10 +41,7 @@ pub fn spend(target: &Target<'_>, log: &Log, date: String) -> Result<SpendingCer
     let Objective::MaxQuality(ceiling) = policy.objective else { return Err(ReplayError::NoCeiling(name())) };
     let pair = policy.small.first().zip(policy.large.first());
     let (small, large) = pair.ok_or_else(|| ReplayError::NoScorer(name()))?;
-    let scorer = target
-        .scorers
-        .get(target.catalog.scored_as(small).as_str(), large.as_str())
-        .map_err(|_| ReplayError::NoScorer(name()))?;
+    let scorer = policy.scorer(small, target.scorers, target.catalog).ok_or_else(|| ReplayError::NoScorer(name()))?;
     let rows = representatives(target, &log.rows)?;
     let costs = Costs::of(target, &log.rows);
     let most = rows.iter().map(|row| row.prepared.worst_usd().max(row.logged.cost_usd)).fold(0.0, f64::max);

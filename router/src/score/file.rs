@@ -1,7 +1,10 @@
-//! A pair's scorer as a file, `NAME.scorer`: magic, a JSON header with pair and calibration, the raw scorer, a blake3 hash.
+//! A pair's scorer as a file, `NAME.scorer`: magic, a JSON header with pair and calibration, the raw scorer, the encoder of long
+//! conversations if there is one, a blake3 hash.
 
+use super::long::{Long, Raw};
 use super::{Gain, Pair, PairScorer};
 use crate::evidence::calibration::Calibration;
+use local_worker::scorer::performer::PerformerFileError;
 use local_worker::scorer::{SLUICE_NANO_SCORER, Scorer, ScorerFileError};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -32,6 +35,9 @@ pub enum PairFileError {
     /// The raw scorer inside cannot be used.
     #[error(transparent)]
     Scorer(#[from] ScorerFileError),
+    /// The encoder inside cannot be used.
+    #[error(transparent)]
+    Encoder(#[from] PerformerFileError),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,6 +51,16 @@ struct Header {
     gain: Option<RawGain>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hard: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    long: Option<RawLong>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLong {
+    /// Bytes of the encoder, which ends the file.
+    bytes: usize,
+    from_tokens: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,9 +78,9 @@ enum RawCalibration {
 }
 
 impl PairScorer {
-    /// Joins a raw scorer and its calibration, trained on the outcomes of this hash.
-    pub fn new(pair: Pair, scorer: Scorer, calibration: Calibration, outcomes: String) -> Self {
-        Self { pair, scorer, calibration, gain: None, hard: None, outcomes, version: String::new() }.named()
+    /// Joins what gives raw scores and its calibration, trained on the outcomes of this hash.
+    pub fn new(pair: Pair, raw: impl Into<Raw>, calibration: Calibration, outcomes: String) -> Self {
+        Self { pair, raw: raw.into(), calibration, gain: None, hard: None, outcomes, version: String::new() }.named()
     }
 
     /// The same with a line from raw scores to the gain by the large model.
@@ -77,6 +93,12 @@ impl PairScorer {
         Self { hard: Some(hard).filter(|hard| hard.is_finite()), ..self }.named()
     }
 
+    /// The same for another pair.
+    #[cfg(test)]
+    pub fn about(self, pair: Pair) -> Self {
+        Self { pair, ..self }.named()
+    }
+
     /// Gives it the version of its content.
     fn named(mut self) -> Self {
         let bytes = self.to_bytes();
@@ -87,6 +109,7 @@ impl PairScorer {
 
     /// The bytes of the scorer's file.
     pub fn to_bytes(&self) -> Vec<u8> {
+        let long = self.raw.long.as_ref().map(|long| (long.encoder.to_bytes(), long.from_tokens));
         let header = Header {
             small: self.pair.small.clone(),
             large: self.pair.large.clone(),
@@ -97,13 +120,15 @@ impl PairScorer {
             },
             gain: self.gain.map(|Gain { slope, offset }| RawGain { slope, offset }),
             hard: self.hard,
+            long: long.as_ref().map(|(bytes, from_tokens)| RawLong { bytes: bytes.len(), from_tokens: *from_tokens }),
         };
         // A struct of texts and numbers always becomes JSON.
         let header = serde_json::to_vec(&header).unwrap_or_default();
         let mut bytes = MAGIC.to_vec();
         bytes.extend((header.len() as u32).to_le_bytes());
         bytes.extend(header);
-        bytes.extend(self.scorer.to_bytes());
+        bytes.extend(self.raw.scorer.to_bytes());
+        bytes.extend(long.map(|(bytes, _)| bytes).unwrap_or_default());
         let hash = blake3::hash(&bytes);
         bytes.extend(hash.as_bytes());
         bytes
@@ -142,7 +167,7 @@ impl PairScorer {
             gain,
             hard: header.hard,
             pair: Pair::new(header.small, header.large),
-            scorer: Scorer::from_bytes(scorer)?,
+            raw: raw(scorer, header.long)?,
             calibration: header.calibration.checked()?,
             outcomes: header.outcomes,
             version: version(computed),
@@ -173,6 +198,14 @@ impl PairScorer {
     pub fn write(&self, file: &Path) -> Result<(), PairFileError> {
         crate::files::replace(file, self.to_bytes()).map_err(|error| io(file, error))
     }
+}
+
+/// The raw scorer, and the encoder behind it if the header says that there is one.
+fn raw(bytes: &[u8], long: Option<RawLong>) -> Result<Raw, PairFileError> {
+    let Some(RawLong { bytes: length, from_tokens }) = long else { return Ok(Scorer::from_bytes(bytes)?.into()) };
+    let split = bytes.len().checked_sub(length).and_then(|at| bytes.split_at_checked(at));
+    let (scorer, encoder) = split.ok_or_else(|| PairFileError::Header("long: is longer than the file".to_owned()))?;
+    Ok(Raw { scorer: Scorer::from_bytes(scorer)?, long: Some(Long::from_bytes(encoder, from_tokens)?) })
 }
 
 fn io(file: &Path, error: std::io::Error) -> PairFileError {

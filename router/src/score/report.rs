@@ -1,5 +1,6 @@
 //! How good a scorer is: the figures of its card, all measured on rows that neither fit nor calibration saw.
 
+use super::long::NGRAMS;
 use super::train::Parts;
 use super::{PairScorer, ScoreError};
 use crate::evidence::calibration::{ECE_BINS, Reliability, Scored, auc, reliability};
@@ -18,6 +19,8 @@ pub struct Report {
     pub version: String,
     /// Hash of the outcomes.
     pub outcomes: String,
+    /// What scores, in words.
+    pub scored_by: String,
     /// Which calibration was chosen.
     pub calibration: &'static str,
     /// Rows and those where the small model suffices, for fit, calibration and evidence.
@@ -89,6 +92,7 @@ impl Report {
             title: scorer.pair().to_string(),
             version: scorer.version().to_owned(),
             outcomes: scorer.outcomes.clone(),
+            scored_by: scorer.describe(),
             calibration: scorer.calibration().name(),
             parts: [size("fit", &parts.fit), size("calibration", &parts.calibrate), size("evidence", &parts.certify)],
             auc: auc(&scored),
@@ -117,6 +121,9 @@ impl Report {
             "- hashed word 1-2-grams, character 3-5-grams and surface features, linear; {} calibration",
             self.calibration
         )?;
+        if self.scored_by != NGRAMS {
+            writeln!(text, "- scored by: {}", self.scored_by)?;
+        }
         writeln!(
             text,
             "- clusters of near-duplicates are disjoint between the parts; all figures are on the evidence part\n"
@@ -162,6 +169,8 @@ pub fn measure_latency<'text>(
     const BYTES_PER_TOKEN: usize = 4;
     const RUNS: usize = 500;
     const LONGEST: usize = 8000;
+    const FEWEST: usize = 20;
+    const ENOUGH: Duration = Duration::from_secs(2);
     let mut text = String::from("\n");
     for prompt in prompts {
         text.push_str(prompt);
@@ -181,14 +190,19 @@ pub fn measure_latency<'text>(
     for tokens in [100, 500, 2000, LONGEST] {
         let length = tokens * BYTES_PER_TOKEN;
         let mut times = Vec::with_capacity(RUNS);
+        let begun = Instant::now();
         for run in 0..RUNS {
+            // An encoder takes milliseconds.
+            if run >= FEWEST && begun.elapsed() > ENOUGH {
+                break;
+            }
             let turns = [Turn::user(cut(run * (text.len() - length) / RUNS, length))];
             let start = Instant::now();
             std::hint::black_box(scorer.score_turns(&turns)?);
             times.push(start.elapsed());
         }
         times.sort_unstable();
-        let at = |percent: usize| times.get(RUNS * percent / 100).copied().unwrap_or_default();
+        let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
         latencies.push(Latency { tokens, p50: at(50), p99: at(99) });
     }
     Ok(latencies)

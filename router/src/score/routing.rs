@@ -28,6 +28,25 @@ const DRAWS: usize = 1000;
 /// Draws of outcomes for the calibration error of perfect scores.
 const PERFECT_DRAWS: usize = 400;
 
+/// Another way of ordering requests that is held against the scorer on the same rows.
+pub struct Rival<'a> {
+    /// What it is.
+    pub name: &'static str,
+    /// The score of a prompt for a source and a pair; the higher, the longer it stays with the small model.
+    pub score: &'a dyn Fn(&str, &Pair, &str) -> f64,
+}
+
+/// How a rival did over the pairs whose models differ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RivalMean {
+    /// What it is.
+    pub name: &'static str,
+    /// Mean of its APGR.
+    pub apgr: f64,
+    /// By how much it is better than the scorer, then than each rival before it, with 95 % intervals.
+    pub gains: Vec<(f64, (f64, f64))>,
+}
+
 /// Why routing cannot be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum RoutingError {
@@ -71,6 +90,8 @@ pub struct PairFigures {
     pub ece_perfect: (f64, f64),
     /// APGR of simple rules, in the order of [`BASELINES`].
     pub baselines: Vec<Option<f64>>,
+    /// APGR of the rivals.
+    pub rivals: Vec<Option<f64>>,
     /// What each part of the blend is worth; empty where nothing could be fitted.
     pub shares: Vec<(&'static str, f32)>,
 }
@@ -90,6 +111,8 @@ pub struct Means {
     pub gain: f64,
     /// Its 95 % interval.
     pub gain_ci: (f64, f64),
+    /// The rivals.
+    pub rivals: Vec<RivalMean>,
 }
 
 /// APGR after so many of a pair's own outcomes.
@@ -128,6 +151,20 @@ pub const CURVE: [usize; 4] = [100, 300, 1000, 3000];
 /// # Errors
 /// No pair in common, and sentence vectors that cannot be read.
 pub fn routing(train: &[Outcome], test: &[Outcome], seed: u64, curve: bool) -> Result<Routing, RoutingError> {
+    routing_beside(train, test, seed, curve, &[])
+}
+
+/// The same beside rivals, who must have learnt from no more than [`unseen`] rows.
+///
+/// # Errors
+/// As [`routing`].
+pub fn routing_beside(
+    train: &[Outcome],
+    test: &[Outcome],
+    seed: u64,
+    curve: bool,
+    rivals: &[Rival<'_>],
+) -> Result<Routing, RoutingError> {
     let mut notes = Vec::new();
     let clean = unseen(train, test, &mut notes);
     let shared = Shared::of(clean.iter().copied());
@@ -140,7 +177,7 @@ pub fn routing(train: &[Outcome], test: &[Outcome], seed: u64, curve: bool) -> R
             notes.push(format!("{source}: no rows to fit {pair} on; it is left out"));
             continue;
         }
-        tasks.push(Task::measure(source, pair, &own, test, &shared, &mut baselines, seed)?);
+        tasks.push(Task::measure((source, pair), &own, test, &shared, &mut baselines, rivals, seed)?);
     }
     if tasks.is_empty() {
         return Err(RoutingError::NothingInCommon);
@@ -148,7 +185,7 @@ pub fn routing(train: &[Outcome], test: &[Outcome], seed: u64, curve: bool) -> R
     notes.extend(tasks.iter().flat_map(|task| task.notes.clone()));
     let curve = if curve { learning_curve(&tasks, seed)? } else { Vec::new() };
     let draws = Draws::new(&tasks, seed);
-    let mean = draws.means(&tasks);
+    let mean = draws.means(&tasks, rivals);
     let scorer = tasks.iter().max_by_key(|task| task.own.len()).and_then(|task| task.scorer.clone());
     let figures = |(place, task): (usize, Task<'_>)| PairFigures { apgr_ci: draws.interval(place), ..task.figures };
     let pairs = tasks.into_iter().enumerate().map(figures).collect();
@@ -156,7 +193,7 @@ pub fn routing(train: &[Outcome], test: &[Outcome], seed: u64, curve: bool) -> R
 }
 
 /// Training rows of clusters that the test rows have not.
-fn unseen<'rows>(train: &'rows [Outcome], test: &[Outcome], notes: &mut Vec<String>) -> Vec<&'rows Outcome> {
+pub fn unseen<'rows>(train: &'rows [Outcome], test: &[Outcome], notes: &mut Vec<String>) -> Vec<&'rows Outcome> {
     let tested: BTreeSet<&str> = test.iter().map(|row| row.cluster.as_str()).collect();
     let clean: Vec<&Outcome> = train.iter().filter(|row| !tested.contains(row.cluster.as_str())).collect();
     if clean.len() < train.len() {
@@ -186,19 +223,19 @@ struct Task<'rows> {
     test: Vec<&'rows Outcome>,
     scorer: Option<PairScorer>,
     figures: PairFigures,
-    /// Of the scorer, then of the simple rules.
+    /// Of the scorer, then of the simple rules, then of the rivals.
     frontiers: Vec<Frontier>,
     notes: Vec<String>,
 }
 
 impl<'rows> Task<'rows> {
     fn measure(
-        source: &str,
-        pair: Pair,
+        (source, pair): (&str, Pair),
         own: &[&'rows Outcome],
         test: Vec<&'rows Outcome>,
         shared: &Shared,
         baselines: &mut Baseline,
+        rivals: &[Rival<'_>],
         seed: u64,
     ) -> Result<Self, RoutingError> {
         let mut notes = Vec::new();
@@ -230,7 +267,13 @@ impl<'rows> Task<'rows> {
         let differs = differ(&rows(&ordered));
         let mut frontiers = vec![Frontier::new(&rows(&ordered))];
         frontiers.extend(baselines.scores(own, &test).iter().map(|scores| Frontier::new(&rows(scores))));
+        for rival in rivals {
+            let scores: Vec<f64> = test.iter().map(|row| (rival.score)(source, &pair, &row.prompt)).collect();
+            frontiers.push(Frontier::new(&rows(&scores)));
+        }
         let once = |_: usize| 1.0;
+        let apgr =
+            |from: usize, most: usize| frontiers.iter().skip(from).take(most).map(|one| one.apgr(once)).collect();
         let cpt = |recovered| frontiers.first().and_then(|frontier| frontier.cpt(recovered));
         let figures = PairFigures {
             source: source.to_owned(),
@@ -244,7 +287,8 @@ impl<'rows> Task<'rows> {
             auc: auc(&scored),
             ece: reliability(&scored, ECE_BINS).ece_debiased,
             ece_perfect: perfect(&scored, seed),
-            baselines: frontiers.iter().skip(1).map(|frontier| frontier.apgr(once)).collect(),
+            baselines: apgr(1, BASELINES.len()),
+            rivals: apgr(1 + BASELINES.len(), rivals.len()),
             shares: fitted.map(|fitted| fitted.shares).unwrap_or_default(),
             pair,
         };
@@ -371,7 +415,7 @@ impl Draws {
         (!values.is_empty()).then(|| middle(values))
     }
 
-    fn means(&self, tasks: &[Task<'_>]) -> Means {
+    fn means(&self, tasks: &[Task<'_>], rivals: &[Rival<'_>]) -> Means {
         let counted: Vec<usize> =
             (0..tasks.len()).filter(|place| tasks.get(*place).is_some_and(|t| t.figures.differs)).collect();
         let once: Vec<Vec<Option<f64>>> =
@@ -384,13 +428,22 @@ impl Draws {
         let baselines: Vec<f64> = (1..=BASELINES.len()).map(|rule| mean(&once, rule)).collect();
         let fair = baselines.iter().enumerate().filter(|(place, _)| BASELINES.get(*place) != Some(&baseline::ORACLE));
         let best = fair.max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(place, _)| place);
-        let gains = self.apgr.iter().map(|draw| mean(draw, 0) - mean(draw, best + 1)).collect();
-        let apgr = mean(&once, 0);
+        let gain = |one: usize, other: usize| {
+            let drawn = self.apgr.iter().map(|draw| mean(draw, one) - mean(draw, other)).collect();
+            (mean(&once, one) - mean(&once, other), middle(drawn))
+        };
+        let first = 1 + BASELINES.len();
+        let rival = |(place, rival): (usize, &Rival<'_>)| RivalMean {
+            name: rival.name,
+            apgr: mean(&once, first + place),
+            gains: [0].into_iter().chain(first..first + place).map(|other| gain(first + place, other)).collect(),
+        };
         Means {
             pairs: counted.len(),
-            apgr,
-            gain: apgr - baselines.get(best).copied().unwrap_or(0.0),
-            gain_ci: middle(gains),
+            apgr: mean(&once, 0),
+            gain: gain(0, best + 1).0,
+            gain_ci: gain(0, best + 1).1,
+            rivals: rivals.iter().enumerate().map(rival).collect(),
             best: BASELINES.get(best).copied().unwrap_or_default(),
             baselines,
         }

@@ -242,7 +242,7 @@ fn maps_that_do_not_rise_are_refused() {
         Calibration::Isotonic(vec![(1.0, 0.1), (0.0, 0.9)]),
     ];
     for calibration in bad {
-        let forged = PairScorer::new(scorer.pair.clone(), scorer.scorer.clone(), calibration, String::new());
+        let forged = PairScorer::new(scorer.pair.clone(), scorer.raw.scorer.clone(), calibration, String::new());
         let error = PairScorer::from_bytes(&forged.to_bytes()).unwrap_err();
         assert!(matches!(error, PairFileError::Header(_)), "{error}");
     }
@@ -292,7 +292,7 @@ fn far_from_all_that_was_seen_the_safe_side_wins() {
         let near = scorer.neighbours(&asked).unwrap();
         assert!(near.familiar < 0.5, "{strange}: {near:?}");
         let score = scorer.score(&asked).unwrap().get();
-        let plain = scorer.calibration().apply(scorer.scorer.score(&turns(&asked)));
+        let plain = scorer.calibration().apply(scorer.raw.scorer.score(&turns(&asked)));
         assert!(score <= hard.max(hard + (plain - hard) * 0.75) + 1e-6, "{strange}: {score} of {plain}, hard {hard}");
         assert!((scorer.drawn_down(&asked) - (plain - score).max(0.0)).abs() < 1e-6);
     }
@@ -318,4 +318,63 @@ fn a_tenants_prompts_are_not_remembered() {
     let near = scorer.neighbours(&known).unwrap();
     assert_eq!((near.count, near.push, near.familiar), (0, 0.0, 1.0));
     assert_eq!(scorer.drawn_down(&known), 0.0);
+}
+
+/// From a length on the encoder scores, below it n-grams; the file keeps both, and a damaged encoder is told by name.
+#[cfg(feature = "lab")]
+#[test]
+fn an_encoder_scores_what_is_long_and_is_part_of_the_file() {
+    use super::performer::fit_long;
+    use super::train::train_with;
+    use local_worker::scorer::performer::train::TrainOptions as EncoderOptions;
+    use local_worker::scorer::performer::{Attention, PerformerFileError, Shape};
+    let mut rows = outcomes(900);
+    // What another model made of the same prompts helps, and is learnt as another task.
+    let other = rows.iter().map(|row| Outcome { small: "other".to_owned(), id: format!("x{}", row.id), ..row.clone() });
+    rows.extend(other.collect::<Vec<_>>());
+    let attention = Attention::Favor { features: 16 };
+    let encoder = EncoderOptions {
+        shape: Shape { width: 16, layers: 1, heads: 2, inner: 16, attention },
+        epochs: 8,
+        ..EncoderOptions::usual(attention, 1)
+    };
+    let mut passes = 0;
+    let mut fit = |rows: &[&Outcome], pair: &Pair| fit_long(rows, pair, 14, &encoder, |_| passes += 1);
+    let TrainedScorer { scorer, report, .. } = train_with(&rows, &options(), Some(&mut fit)).unwrap();
+    assert_eq!(passes, 8);
+    assert!(report.auc.unwrap() > 0.75, "{report:?}");
+    assert!(
+        report.markdown(&[]).contains("scored by: Performer encoder (16 random features a head) from 14 tokens on")
+    );
+
+    let short = ask("Is this message spam: tea");
+    let long = ask("Is this message spam: tea and music bread and rivers and winter and bread 3");
+    assert!(!scorer.is_slow(&short) && scorer.is_slow(&long));
+    assert_eq!((scorer.read_by(&short), scorer.raw(&turns(&short))), (None, scorer.raw.scorer.score(&turns(&short))));
+    let tokens = scorer.raw.long.as_ref().unwrap().encoder.tokens(&turns(&long)).len();
+    assert!(tokens > 14 && scorer.read_by(&long).unwrap().ends_with(&format!("over {tokens} tokens")));
+    let encoder = &scorer.raw.long.as_ref().unwrap().encoder;
+    assert_eq!(scorer.raw(&turns(&long)), encoder.score(&turns(&long)));
+    let hard = ask("Prove the theorem on: tea and music bread and rivers and winter and bread 3");
+    assert!(scorer.score(&long).unwrap().get() > scorer.score(&hard).unwrap().get());
+
+    let bytes = scorer.to_bytes();
+    let read = PairScorer::from_bytes(&bytes).unwrap();
+    assert_eq!((&read, read.version()), (&scorer, scorer.version()));
+    let without = PairScorer::new(
+        scorer.pair().clone(),
+        scorer.raw.scorer.clone(),
+        scorer.calibration().clone(),
+        scorer.outcomes.clone(),
+    );
+    assert_ne!(without.version(), scorer.version(), "an encoder makes another scorer");
+    let error = |bytes: &[u8]| PairScorer::from_bytes(bytes).unwrap_err();
+    assert!(matches!(error(&bytes[..bytes.len() - 9]), PairFileError::Hash));
+    assert!(matches!(error(&encoder.to_bytes()), PairFileError::Magic), "an encoder alone is no scorer of a pair");
+    // Sealed again around an encoder of another version.
+    let mut body = bytes[..bytes.len() - 32].to_vec();
+    let at = body.windows(7).position(|window| window == b"SLPERF\0").unwrap();
+    body[at + 7] = 2;
+    body.extend(blake3::hash(&body).as_bytes());
+    let PairFileError::Encoder(PerformerFileError::Version { found: 2 }) = error(&body) else { panic!("a version") };
 }

@@ -5,6 +5,7 @@
 //! certificate. The dealing depends on nothing but cluster names.
 
 use super::blend::{BlendError, Shared, hard, raw};
+use super::long::{Long, Raw};
 use super::report::Report;
 use super::student::{Lesson, Teacher, linear};
 use super::{Gain, Pair, PairScorer, ScoreError};
@@ -162,6 +163,21 @@ pub(crate) fn place(used_for: &str, name: &str) -> u64 {
 /// # Errors
 /// No rows for the pair, a part with one class only, and what fitting refuses.
 pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScorer, TrainError> {
+    train_with(outcomes, options, None)
+}
+
+/// Fits what reads long conversations on all rows of fitting clusters, for one pair.
+pub type FitLong<'a> = &'a mut dyn FnMut(&[&Outcome], &Pair) -> Result<Long, FitError>;
+
+/// The same with an encoder for long conversations, which learns from the fitting part too.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_with(
+    outcomes: &[Outcome],
+    options: &TrainOptions,
+    long: Option<FitLong<'_>>,
+) -> Result<TrainedScorer, TrainError> {
     let parts = Parts::of(outcomes, &options.pair)?;
     // Grades of other pairs on prompts of the fitting part help; those of other parts must not be seen.
     let fitting = || outcomes.iter().filter(|row| Purpose::of(&row.cluster) == Purpose::Fit);
@@ -174,8 +190,14 @@ pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScor
         [only] => *only,
         ways => best_way(&parts.fit, ways, &Shared::of(fitting().filter(|row| !compares(row))), &unlabelled)?,
     };
-    let raw = way.fit(&parts.fit, &shared, &unlabelled)?;
-    let calibration: Vec<Scored> = parts.calibrate.iter().map(|row| scored(&raw, row)).collect();
+    let mut raw = Raw::from(way.fit(&parts.fit, &shared, &unlabelled)?);
+    if let Some(fit) = long {
+        let long = fit(&fitting().collect::<Vec<_>>(), &options.pair)?;
+        raw.long = Some(aligned(&raw.scorer, long, &parts.calibrate)?);
+    }
+    let score = |row: &&Outcome| raw.read(&[Turn::user(&row.prompt)]).score;
+    let calibration: Vec<Scored> =
+        parts.calibrate.iter().map(|row| Scored { score: score(row), suffices: row.small_suffices() }).collect();
     let gain = |(row, scored): (&&Outcome, &Scored)| (scored.score, row.large_quality - row.small_quality);
     let gain = Gain::fit(&parts.calibrate.iter().zip(&calibration).map(gain).collect::<Vec<_>>());
     let hard = hard(calibration.iter().map(|row| row.score));
@@ -185,6 +207,22 @@ pub fn train(outcomes: &[Outcome], options: &TrainOptions) -> Result<TrainedScor
     let evidence = evidence(&scorer, &parts.certify)?;
     let report = Report::measure(&scorer, &parts)?;
     Ok(TrainedScorer { scorer, report, evidence })
+}
+
+/// An encoder whose raw scores mean what the scorer's do: both are brought to log-odds on the same rows.
+fn aligned(scorer: &Scorer, long: Long, rows: &[&Outcome]) -> Result<Long, CalibrationError> {
+    let sigmoid = |score: &dyn Fn(&[Turn<'_>]) -> f64| {
+        let scored =
+            |row: &&Outcome| Scored { score: score(&[Turn::user(&row.prompt)]), suffices: row.small_suffices() };
+        Calibration::sigmoid(&rows.iter().map(scored).collect::<Vec<_>>())
+    };
+    let (slope, offset) = sigmoid(&|turns| long.encoder.score(turns))?;
+    let (unit, zero) = match sigmoid(&|turns| scorer.score(turns))? {
+        (unit, zero) if unit > 1e-3 => (unit, zero),
+        _ => (1.0, 0.0),
+    };
+    let encoder = long.encoder.rescaled((slope / unit) as f32, ((offset - zero) / unit) as f32);
+    Ok(Long { encoder, ..long })
 }
 
 /// One fit in how many clusters is held back to compare ways of fitting.

@@ -16,6 +16,8 @@ mod hub;
 #[cfg(feature = "lab")]
 mod lab;
 mod learning;
+#[cfg(feature = "lab")]
+mod long;
 mod metrics;
 mod models;
 mod objectives;

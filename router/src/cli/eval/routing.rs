@@ -34,7 +34,7 @@ pub struct RoutingArguments {
 
 /// Runs `eval routing`.
 pub fn run(arguments: &RoutingArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    let (train, test, mut notes) = rows(&arguments.train, &arguments.test)?;
+    let Given { train, test, mut notes } = rows(&arguments.train, &arguments.test)?;
     let found = routing(&train, &test, arguments.seed, arguments.learning_curve)?;
     notes.extend(found.notes.clone());
     let latencies = match &found.scorer {
@@ -49,13 +49,23 @@ pub fn run(arguments: &RoutingArguments, out: &mut dyn Write) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// Rows to fit on and to measure on, and what is odd about the files.
-pub fn rows(train: &Path, test: &Path) -> anyhow::Result<(Vec<Outcome>, Vec<Outcome>, Vec<String>)> {
+/// Outcomes of two folders.
+pub(super) struct Given {
+    /// Rows to fit on.
+    pub train: Vec<Outcome>,
+    /// Rows to measure on.
+    pub test: Vec<Outcome>,
+    /// What is odd about the files.
+    pub notes: Vec<String>,
+}
+
+/// Rows to fit on and to measure on.
+pub(super) fn rows(train: &Path, test: &Path) -> anyhow::Result<Given> {
     let known = read(train)?;
     let same = train.canonicalize().ok().is_some_and(|folder| test.canonicalize().ok() == Some(folder));
     if !same {
         let tested = read(test)?;
-        return Ok((known.rows, tested.rows, [known.notes, tested.notes].concat()));
+        return Ok(Given { train: known.rows, test: tested.rows, notes: [known.notes, tested.notes].concat() });
     }
     let mut notes = known.notes;
     notes.push("one folder for both: rows of split `train` were learnt, all others measured".to_owned());
@@ -65,7 +75,7 @@ pub fn rows(train: &Path, test: &Path) -> anyhow::Result<(Vec<Outcome>, Vec<Outc
         "{} is given for both --train and --test, and its rows have no `split` of which one is `train`",
         train.display()
     );
-    Ok((learnt, measured, notes))
+    Ok(Given { train: learnt, test: measured, notes })
 }
 
 fn read(folder: &Path) -> anyhow::Result<Outcomes> {

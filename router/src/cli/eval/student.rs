@@ -1,7 +1,7 @@
 //! `sluice eval student`: the linear scorer with a teacher and without, fitted on the same rows of one folder and measured on
 //! another.
 
-use super::routing::{micros, rows};
+use super::routing::{Given, micros, rows};
 use crate::cli::table::{self, Align};
 use crate::score::report::{Latency, measure_latency};
 use crate::score::routing::{ARMS, Arm, Gain, Students, students};
@@ -34,7 +34,7 @@ pub struct StudentArguments {
 /// Runs `eval student`.
 pub fn run(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     anyhow::ensure!((0.0..=1.0).contains(&arguments.soft), "--soft must be from 0 to 1, not {}", arguments.soft);
-    let (train, test, mut notes) = rows(&arguments.train, &arguments.test)?;
+    let Given { train, test, mut notes } = rows(&arguments.train, &arguments.test)?;
     let found = students(&train, &test, arguments.seed, arguments.soft)?;
     notes.extend(found.notes.clone());
     let prompts = || test.iter().map(|row| row.prompt.as_str());

@@ -36,6 +36,7 @@ impl Bench {
             catalog: None,
             suite: suite.to_vec(),
             limit: None,
+            choices: false,
             max_tokens: 16,
             perplexity: None,
             answer_perplexity: false,

@@ -20,7 +20,7 @@ fn the_binary_carries_every_shipped_file() {
     let shipped = shipped.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
     let mut shipped: Vec<String> = shipped.filter(|name| name.ends_with(".toml")).collect();
     shipped.sort();
-    let carried: Vec<String> = read_files(None).unwrap().into_keys().collect();
+    let carried: Vec<String> = read_files(None).unwrap().texts.into_keys().collect();
     assert_eq!(carried, shipped);
 }
 
@@ -131,4 +131,55 @@ fn what_was_learnt_is_put_in_force_beside_the_files_and_survives_a_reload() {
     assert!(registry.snapshot().policy(None).unwrap().learnt().is_none());
     registry.adopt("balanced", None).unwrap();
     assert!(registry.snapshot().policy(None).unwrap().learnt().is_none());
+}
+
+#[test]
+fn a_policy_with_a_scorer_of_its_own_has_a_certificate_for_that_or_none() {
+    let (_, balanced) = EMBEDDED[1];
+    let text = format!("scorer = \"own.scorer\"\n{balanced}");
+    let given = PairScorer::bundled().unwrap().unwrap();
+    let own = given.clone().with_hard(-7.0);
+    assert_ne!(own.version(), given.version());
+    let solved = |scorer: &PairScorer| {
+        let shipped = Certificate::parse(include_str!("../../../../policies/balanced.solved.toml")).unwrap();
+        let (policy_hash, scorer_version) = (Policy::hash(&text), scorer.version().to_owned());
+        Certificate { policy_hash, scorer_version, ..shipped }.to_toml().unwrap()
+    };
+    let folder = folder(&[("balanced.toml", &text), ("balanced.solved.toml", &solved(&own))]);
+    let file = folder.path().join("own.scorer");
+    let load = || Registry::load(Some(folder.path().to_owned()), "balanced", Arc::new(Scorers::new([given.clone()])));
+    let refused = || load().err().map(|error| error.to_string()).unwrap_or_default();
+    let small = crate::domain::ModelId::new("sluice-nano");
+
+    let missing = refused();
+    assert!(missing.contains("balanced.toml:1:10") && missing.contains("own.scorer: is not beside"), "{missing}");
+    std::fs::write(&file, b"SLPAIR\0\x01 cut").unwrap();
+    assert!(refused().contains("damaged or cut short"), "{}", refused());
+    own.clone().about(crate::score::Pair::any_large("another")).write(&file).unwrap();
+    assert!(refused().contains("own.scorer: is a scorer for another / *, which are not"), "{}", refused());
+    own.write(&file).unwrap();
+
+    let registry = load().unwrap();
+    let policy = registry.snapshot().policy(None).unwrap();
+    assert_eq!(policy.threshold(), Some(0.74), "{:?}", policy.certificate());
+    let scorers = Scorers::new([given.clone()]);
+    assert_eq!(policy.scorer(&small, &scorers, registry.snapshot().catalog()).unwrap().version(), own.version());
+    assert!(!registry.reload().unwrap(), "nothing changed");
+
+    // A certificate for the scorer that the process was given says nothing here.
+    std::fs::write(folder.path().join("balanced.solved.toml"), solved(&given)).unwrap();
+    assert!(registry.reload().unwrap());
+    let policy = registry.snapshot().policy(None).unwrap();
+    assert!(policy.threshold().is_none() && matches!(policy.certificate(), CertificateState::Mismatched(_)));
+    // Nor does one for a scorer that was in the file before.
+    std::fs::write(folder.path().join("balanced.solved.toml"), solved(&own)).unwrap();
+    own.clone().with_hard(-8.0).write(&file).unwrap();
+    assert!(registry.reload().unwrap());
+    assert!(registry.snapshot().policy(None).unwrap().threshold().is_none());
+    own.write(&file).unwrap();
+    assert!(registry.reload().unwrap());
+    assert_eq!(registry.snapshot().policy(None).unwrap().threshold(), Some(0.74));
+    std::fs::remove_file(&file).unwrap();
+    assert!(registry.reload().is_err(), "a file that is gone changes nothing");
+    assert_eq!(registry.snapshot().policy(None).unwrap().threshold(), Some(0.74));
 }
