@@ -13,29 +13,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A student of a few thousand weights.
-const RECIPE: &str = r#"
-name = "tiny"
-seed = 1
-[data]
-licences = ["tenant"]
-long_records = "skip"
-[network]
-vocabulary = 264
-width = 64
-layers = 1
-heads = 2
-kv_heads = 1
-feed_forward = 64
-context = 128
-rope_base = 10000.0
-norm_epsilon = 1e-5
-[training]
-tokens = 2000
-batch_tokens = 200
-peak_rate = 1e-2
-warm_up = 200
-"#;
+/// The bundled model, trained on for two steps.
+const RECIPE: &str = "name = \"student\"\nseed = 1\n[data]\nlicences = [\"tenant\"]\nlong_records = \"skip\"\n[training]\n\
+                      tokens = 400\nbatch_tokens = 200\npeak_rate = 1e-5\nwarm_up = 100\ncheckpoint_steps = 1\n";
+
+/// The same, which says what it starts from.
+fn starting(folder: &Path) -> String {
+    std::fs::write(folder.join("nano.gguf"), local_worker::model::SLUICE_NANO.unwrap()).unwrap();
+    format!("{RECIPE}[start]\nmodel = \"nano.gguf\"\n")
+}
 
 fn keeping(data: &Path, level: RecordLevel) -> impl FnOnce(&mut Settings) {
     let data = data.to_owned();
@@ -53,7 +39,8 @@ async fn ask(house: &House, ask: v1::Ask) -> String {
 async fn transcripts_are_taken_with_consent_masked_and_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();
-    std::fs::write(file("recipe.toml"), RECIPE).unwrap();
+    let recipe = starting(folder.path());
+    std::fs::write(file("recipe.toml"), &recipe).unwrap();
     let answers = [
         ("Who is ada@example.org?", "Ada, card 4111 1111 1111 1111."),
         ("Tell me a secret.", "None."),
@@ -64,7 +51,8 @@ async fn transcripts_are_taken_with_consent_masked_and_once() {
     for (question, _) in &answers[..3] {
         ask(&house, remote(question)).await;
     }
-    ask(&house, remote("Twice?")).await;
+    // The space keeps it out of the cache.
+    ask(&house, remote("Twice? ")).await;
     let poor = ask(&house, remote("Poor?")).await;
     let feedback =
         v1::SubmitFeedbackRequest { entry_id: poor, source: v1::FeedbackSource::User.into(), value: Some(0.2) };
@@ -125,11 +113,10 @@ async fn transcripts_are_taken_with_consent_masked_and_once() {
     assert!(error.contains("no request was recorded with its text, of 0"), "{error}");
     let error = distill("text", "other", &["--feedback-above", "7"]).unwrap_err();
     assert!(error.contains("--feedback-above must be from 0 to 1"), "{error}");
-    let refused = RECIPE.replace("\"tenant\"", "\"MIT\"");
-    std::fs::write(file("recipe.toml"), refused).unwrap();
+    std::fs::write(file("recipe.toml"), recipe.replace("\"tenant\"", "\"MIT\"")).unwrap();
     let error = distill("text", "third", &[]).unwrap_err();
     assert!(error.contains("transcripts.jsonl:1: licence `tenant`"), "{error}");
-    std::fs::write(file("recipe.toml"), RECIPE).unwrap();
+    std::fs::write(file("recipe.toml"), &recipe).unwrap();
     sluice(&["replay", "--data-dir", &file("text"), "--forget", "local"]).unwrap();
     let error = distill("text", "other", &[]).unwrap_err();
     assert!(error.contains("no request was recorded with its text, of 10"), "{error}");
@@ -144,7 +131,7 @@ async fn tenants_are_learnt_from_together_only_where_that_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let recipe = folder.path().join("recipe.toml").display().to_string();
-    std::fs::write(&recipe, RECIPE).unwrap();
+    std::fs::write(&recipe, starting(folder.path())).unwrap();
     let (house, _keys) = guarded_with(|settings| {
         settings.data_dir.clone_from(&data);
         for tenant in ["acme", "other"] {
@@ -229,12 +216,9 @@ async fn recorded(policies: &Path, data: &Path) -> House {
     house
 }
 
-/// The bundled model, trained on for two steps.
 fn recipe(folder: &Path) -> PathBuf {
     let file = folder.join("student.toml");
-    let text = "name = \"student\"\nseed = 1\n[data]\nlicences = [\"tenant\"]\nlong_records = \"skip\"\n[training]\n\
-                tokens = 400\nbatch_tokens = 200\npeak_rate = 1e-5\nwarm_up = 100\ncheckpoint_steps = 1\n";
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, RECIPE).unwrap();
     file
 }
 
