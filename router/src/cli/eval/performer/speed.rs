@@ -162,6 +162,8 @@ fn asked(kind: Kind, tokens: usize) -> Option<u64> {
     let program = std::env::current_exe().ok().filter(|program| program.file_stem().is_some_and(is_sluice))?;
     let told = Command::new(program)
         .args(["eval", "performer", "--probe", kind.name(), "--lengths", &tokens.to_string()])
+        // What was freed before goes back at once, so that it is not used again unseen.
+        .env("MIMALLOC_PURGE_DELAY", "0")
         .output()
         .ok()?;
     let told: Value = serde_json::from_slice(&told.stdout).ok()?;
