@@ -36,7 +36,7 @@ pub use gradient::{
 pub use level::Level;
 pub use memory::{Kept, Memory, Plain};
 #[cfg(feature = "lab")]
-pub use product::{View, ViewMut, product};
+pub use product::{Precision, View, ViewMut, product};
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;
 pub use vector::{
