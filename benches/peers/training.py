@@ -99,20 +99,25 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"PyTorch {torch.__version__}, {given.threads} threads, load {os.getloadavg()[0]:.1f}; medians of {given.rounds} rounds\n")
-    print("| weights, batch | sluice f32, tokens/s | PyTorch f32 | sluice ÷ PyTorch f32 | PyTorch bf16 | sluice GFLOP/s | of the machine's peak |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| weights, batch | sluice f32, tokens/s | PyTorch f32 | sluice ÷ PyTorch f32 | sluice bf16 | PyTorch bf16 | sluice ÷ PyTorch bf16 | GFLOP/s f32, of the machine's peak | bf16, of its peak |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, sizes, rows, length in SHAPES[: given.shapes]:
-        ours, theirs, brain = [], [], []
+        ours, ours_brain, theirs, brain = [], [], [], []
         for _ in range(given.rounds):
             command = [given.speed, ",".join(map(str, sizes)), rows, length, given.steps, given.threads]
-            ours.append(json.loads(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout))
+            for runs, more in ((ours, []), (ours_brain, ["bf16"])):
+                told = subprocess.run(list(map(str, command + more)), check=True, capture_output=True, text=True).stdout
+                runs.append(json.loads(told))
             theirs.append(torch_speed(sizes, rows, length, given.steps, False))
             brain.append(torch_speed(sizes, rows, length, given.steps, True))
-        of = lambda key: statistics.median(one[key] for one in ours)
-        peak = max(one["peak_gflops"] for one in ours)
-        f32, bf16 = statistics.median(theirs), statistics.median(brain)
-        tokens, flops = of("tokens_per_s"), of("gflops")
-        print(f"| {name} | {tokens:,.0f} | {f32:,.0f} | {tokens / f32:.2f} × | {bf16:,.0f} | {flops:.0f} | {flops / peak * 100:.0f} % of {peak:.0f} |")
+        cells = [name]
+        for runs, peers in ((ours, theirs), (ours_brain, brain)):
+            tokens, peer = statistics.median(run["tokens_per_s"] for run in runs), statistics.median(peers)
+            cells += [f"{tokens:,.0f}", f"{peer:,.0f}", f"{tokens / peer:.2f} ×"]
+        for runs in (ours, ours_brain):
+            flops, peak = statistics.median(run["gflops"] for run in runs), max(run["peak_gflops"] for run in runs)
+            cells.append(f"{flops:.0f}, {flops / peak * 100:.0f} % of {peak:.0f}")
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

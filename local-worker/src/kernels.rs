@@ -36,6 +36,8 @@ pub use gradient::{
 };
 pub use level::Level;
 pub use memory::{Kept, Memory, Plain};
+#[cfg(feature = "lab")]
+pub use product::Precision;
 pub use product::{View, ViewMut, product};
 pub use quantized::{BLOCK, Kind, QuantizedMatrix, Unit};
 pub use team::Team;

@@ -5,7 +5,7 @@ mod structure;
 mod tokens;
 mod zeros;
 
-pub use structure::{drop_layers, keep_heads, keep_neurons};
+pub use structure::{drop_layers, keep_heads, keep_layers, keep_neurons};
 pub use tokens::keep_tokens;
 pub use zeros::{Pattern, zero};
 

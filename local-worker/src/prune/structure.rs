@@ -33,6 +33,19 @@ pub fn drop_layers(network: &Network, influences: &[f64], keep: usize) -> Result
     }
     let kept = largest(influences, keep);
     let dropped = (0..there).filter(|layer| !kept.contains(layer)).collect();
+    Ok((keep_layers(network, &kept)?, dropped))
+}
+
+/// The network with some of its layers alone, in the order given.
+///
+/// # Errors
+/// None is given, or one that there is not.
+pub fn keep_layers(network: &Network, kept: &[usize]) -> Result<Network, PruneError> {
+    let there = network.shape.layers;
+    let missing = kept.iter().copied().find(|layer| *layer >= there);
+    if let Some(wanted) = missing.or(kept.is_empty().then_some(0)) {
+        return Err(PruneError::Amount { what: "layers", wanted, there, right: "they are numbered from 0" });
+    }
     let old_name = |name: &str| {
         let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
             return name.to_owned();
@@ -40,8 +53,8 @@ pub fn drop_layers(network: &Network, influences: &[f64], keep: usize) -> Result
         let old = layer.parse::<usize>().ok().and_then(|layer| kept.get(layer).copied());
         format!("blk.{}.{rest}", old.unwrap_or(usize::MAX))
     };
-    let shape = Shape { layers: keep, ..network.shape.clone() };
-    Ok((rebuilt(network, shape, old_name, |_, _, values| values.to_vec()), dropped))
+    let shape = Shape { layers: kept.len(), ..network.shape.clone() };
+    Ok(rebuilt(network, shape, old_name, |_, _, values| values.to_vec()))
 }
 
 /// The network with `keep` neurons in every feed-forward part: those whose output, as large as it was on the calibration text

@@ -190,13 +190,18 @@ fn begin(recipe: &Recipe, folder: &Path, records: &[Record]) -> Result<(Network,
     let decline = &recipe.data.decline;
     let Some(shape) = &recipe.network else {
         let path = recipe.start.model.clone().unwrap_or_default();
-        let (network, mut metadata) = model::read(&ModelSource::Path(path))?;
-        metadata
-            .insert("general.name".to_owned(), candle_core::quantized::gguf_file::Value::String(recipe.name.clone()));
+        let (mut network, mut metadata) = model::read(&ModelSource::Path(path))?;
+        let mut put = |key: &str, text: &str| {
+            metadata.insert(key.to_owned(), candle_core::quantized::gguf_file::Value::String(text.to_owned()));
+        };
+        put("general.name", &recipe.name);
         if !decline.is_empty() {
-            let decline = candle_core::quantized::gguf_file::Value::String(decline.clone());
-            metadata.insert("sluice.decline".to_owned(), decline);
+            put("sluice.decline", decline);
         }
+        if let Some(template) = &recipe.start.chat_template {
+            put("tokenizer.chat_template", template);
+        }
+        network.shape.context = recipe.start.context.unwrap_or(network.shape.context);
         return Ok((network, metadata));
     };
     let path = folder.join("tokenizer.json");

@@ -7,7 +7,7 @@
 use super::TrainError;
 use super::network::Network;
 use super::pass::{Aim, Sample, Shard, Sums};
-use crate::kernels::{Adam, Level, Team, adam_step, add_and_square};
+use crate::kernels::{Adam, Level, Precision, Team, adam_step, add_and_square};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const BETA1: f64 = 0.9;
@@ -50,11 +50,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Crew {
-    /// Threads for networks of one shape.
-    pub fn new(network: &Network, threads: usize) -> Result<Self, TrainError> {
+    /// Threads for networks of one shape, and what products with weights are made of.
+    pub fn new(network: &Network, threads: usize, precision: Precision) -> Result<Self, TrainError> {
         let threads = threads.max(1);
         let team = Team::new("train", threads).map_err(TrainError::Threads)?;
-        Ok(Self { team, shards: (0..threads).map(|_| Mutex::new(Shard::new(network))).collect() })
+        Ok(Self { team, shards: (0..threads).map(|_| Mutex::new(Shard::of(network, precision))).collect() })
     }
 
     /// Gradients of `samples`, shared out by length; begun anew if `fresh`.
@@ -197,8 +197,12 @@ mod tests {
     }
 
     fn run(threads: usize, steps: u64) -> (Network, Vec<f64>) {
+        run_in(Precision::F32, threads, steps)
+    }
+
+    fn run_in(precision: Precision, threads: usize, steps: u64) -> (Network, Vec<f64>) {
         let mut network = Network::random(tiny(), 5);
-        let mut crew = Crew::new(&network, threads).unwrap();
+        let mut crew = Crew::new(&network, threads, precision).unwrap();
         let mut moments = Moments::default();
         let samples = samples();
         let samples: Vec<&Sample> = samples.iter().collect();
@@ -225,11 +229,22 @@ mod tests {
     }
 
     #[test]
+    fn rounded_factors_learn_about_the_same() {
+        let (_, exact) = run(2, 150);
+        let (network, rounded) = run_in(Precision::Bf16, 2, 150);
+        for step in [0, 5, 20] {
+            assert!((exact[step] / rounded[step] - 1.0).abs() < 0.05, "{step}: {} {}", exact[step], rounded[step]);
+        }
+        assert!(rounded[149] < 0.1, "after 150 steps: {}", rounded[149]);
+        assert_eq!(run_in(Precision::Bf16, 2, 150).0.weights, network.weights, "the same bits again");
+    }
+
+    #[test]
     fn gradients_that_are_no_numbers_move_nothing() {
         let mut network = Network::random(tiny(), 5);
         network.weights[3] = f32::NAN;
         let before = network.weights.clone();
-        let mut crew = Crew::new(&network, 2).unwrap();
+        let mut crew = Crew::new(&network, 2, Precision::F32).unwrap();
         let samples = samples();
         let samples: Vec<&Sample> = samples.iter().collect();
         crew.learn(&network, &samples, &Aim::default(), true);
@@ -244,7 +259,7 @@ mod tests {
         let moved = |embedding: f64| {
             let before = Network::random(Shape { own_output: true, ..tiny() }, 5);
             let (mut network, samples) = (before.clone(), samples());
-            let mut crew = Crew::new(&network, 2).unwrap();
+            let mut crew = Crew::new(&network, 2, Precision::F32).unwrap();
             let sums = crew.learn(&network, &samples.iter().collect::<Vec<_>>(), &Aim::default(), true);
             let size = StepSize { rate: 1e-2, embedding, decay: 0.0, clip: 1.0, step: 1 };
             crew.step(&mut network, &mut Moments::default(), sums.weight, size);

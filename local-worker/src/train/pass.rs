@@ -14,7 +14,7 @@ mod tests;
 pub use head::Aim;
 
 use super::network::Network;
-use crate::kernels::{Level, View, ViewMut, add, product, silu_multiply, silu_multiply_backward, sum_products};
+use crate::kernels::{Level, Precision, View, ViewMut, add, silu_multiply, silu_multiply_backward, sum_products};
 use rows::{Back, gather, norm, scatter};
 
 /// A record as tokens: each but the last is an input, each but the first a target with a weight.
@@ -144,6 +144,7 @@ pub(super) struct Shard {
     /// Gradients by all weights, in the network's order.
     pub gradients: Vec<f32>,
     level: Level,
+    precision: Precision,
     layers: Vec<Kept>,
     state: Kept,
     passing: Passing,
@@ -161,9 +162,15 @@ fn fit(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
 
 impl Shard {
     pub fn new(network: &Network) -> Self {
+        Self::of(network, Precision::F32)
+    }
+
+    /// Buffers for networks of one shape, and what products with weights are made of.
+    pub fn of(network: &Network, precision: Precision) -> Self {
         Self {
             gradients: Vec::new(),
             level: Level::detect(),
+            precision,
             layers: (0..network.shape.layers).map(|_| Kept::default()).collect(),
             state: Kept::default(),
             passing: Passing::default(),
@@ -230,7 +237,7 @@ impl Shard {
             let inner = View::new(&kept.inner, left, shape.feed_forward, shape.feed_forward);
             let down =
                 View::new(&network.weights[network.layer(layer).down..], width, shape.feed_forward, shape.feed_forward);
-            product(ViewMut::new(out, left, width, width), inner, down.transposed(), 1.0, true);
+            self.precision.product(ViewMut::new(out, left, width, width), inner, down.transposed(), 1.0, true);
         }
         let weight = &network.weights[network.last_norm()..][..width];
         let left = self.left(network, shape.layers.saturating_sub(1), count);
@@ -243,13 +250,13 @@ impl Shard {
         let (shape, weights, places) = (&network.shape, &network.weights, network.layer(layer));
         let (width, turned) = (shape.width, shape.turned());
         let left = self.left(network, layer, count);
-        let (kept, level) = (&mut self.layers[layer], self.level);
+        let (kept, level, precision) = (&mut self.layers[layer], self.level, self.precision);
         let input = &kept.input[..count * width];
         norm(level, input, &weights[places.attention_norm..][..width], network, &mut kept.normal, &mut kept.factors);
         let normal = View::new(&kept.normal, count, width, width);
         let matrix = View::new(&weights[places.turned..], turned, width, width).transposed();
         let out = fit(&mut kept.turned, count * turned);
-        product(ViewMut::new(out, count, turned, turned), normal, matrix, 1.0, false);
+        precision.product(ViewMut::new(out, count, turned, turned), normal, matrix, 1.0, false);
         attention::forward(level, shape, samples, kept, &self.passing);
         let queries = shape.heads * shape.head();
         let middle = fit(&mut kept.middle, left * width);
@@ -263,20 +270,20 @@ impl Shard {
         };
         let mixed = View::new(mixed, left, queries, queries);
         let matrix = View::new(&weights[places.output..], width, queries, queries).transposed();
-        product(ViewMut::new(middle, left, width, width), mixed, matrix, 1.0, true);
+        precision.product(ViewMut::new(middle, left, width, width), mixed, matrix, 1.0, true);
         self.forward_part(network, layer, left);
     }
 
     fn forward_part(&mut self, network: &Network, layer: usize, count: usize) {
         let (shape, weights, places) = (&network.shape, &network.weights, network.layer(layer));
         let (width, inner) = (shape.width, shape.feed_forward);
-        let (kept, level) = (&mut self.layers[layer], self.level);
+        let (kept, level, precision) = (&mut self.layers[layer], self.level, self.precision);
         let (normal, factors) = (&mut kept.second_normal, &mut kept.second_factors);
         norm(level, &kept.middle[..count * width], &weights[places.forward_norm..][..width], network, normal, factors);
         let normal = View::new(&kept.second_normal, count, width, width);
         let matrix = View::new(&weights[places.gate_up..], 2 * inner, width, width).transposed();
         let out = fit(&mut kept.gate_up, count * 2 * inner);
-        product(ViewMut::new(out, count, 2 * inner, 2 * inner), normal, matrix, 1.0, false);
+        precision.product(ViewMut::new(out, count, 2 * inner, 2 * inner), normal, matrix, 1.0, false);
         let rows =
             fit(&mut kept.inner, count * inner).chunks_exact_mut(inner).zip(kept.gate_up.chunks_exact(2 * inner));
         for (out, row) in rows {
@@ -309,14 +316,14 @@ impl Shard {
     fn forward_part_backward(&mut self, network: &Network, layer: usize, count: usize) {
         let (shape, weights, places, level) = (&network.shape, &network.weights, network.layer(layer), self.level);
         let (width, inner) = (shape.width, shape.feed_forward);
-        let (kept, gradients) = (&mut self.layers[layer], &mut self.gradients);
+        let (kept, gradients, precision) = (&mut self.layers[layer], &mut self.gradients, self.precision);
         let Passing { gradient, wide, narrow, .. } = &mut self.passing;
         let dout = View::new(gradient, count, width, width);
         let down = View::new(&weights[places.down..], width, inner, inner);
         let dinner = fit(wide, count * inner);
-        product(ViewMut::new(dinner, count, inner, inner), dout, down, 1.0, false);
+        precision.product(ViewMut::new(dinner, count, inner, inner), dout, down, 1.0, false);
         let out = ViewMut::new(&mut gradients[places.down..], width, inner, inner);
-        product(out, dout.transposed(), View::new(&kept.inner, count, inner, inner), 1.0, true);
+        precision.product(out, dout.transposed(), View::new(&kept.inner, count, inner, inner), 1.0, true);
         for (row, dinner) in kept.gate_up.chunks_exact_mut(2 * inner).zip(dinner.chunks_exact(inner)).take(count) {
             let (gate, up) = row.split_at_mut(inner);
             silu_multiply_backward(level, gate, up, dinner);
@@ -324,9 +331,9 @@ impl Shard {
         let dgate_up = View::new(&kept.gate_up, count, 2 * inner, 2 * inner);
         let matrix = View::new(&weights[places.gate_up..], 2 * inner, width, width);
         let dnormal = fit(narrow, count * width);
-        product(ViewMut::new(dnormal, count, width, width), dgate_up, matrix, 1.0, false);
+        precision.product(ViewMut::new(dnormal, count, width, width), dgate_up, matrix, 1.0, false);
         let out = ViewMut::new(&mut gradients[places.gate_up..], 2 * inner, width, width);
-        product(out, dgate_up.transposed(), View::new(&kept.second_normal, count, width, width), 1.0, true);
+        precision.product(out, dgate_up.transposed(), View::new(&kept.second_normal, count, width, width), 1.0, true);
         let (weight, dweight) =
             (&weights[places.forward_norm..][..width], &mut gradients[places.forward_norm..][..width]);
         let back = Back { level, weight, dweight };
@@ -337,15 +344,15 @@ impl Shard {
         let (shape, weights, places, level) = (&network.shape, &network.weights, network.layer(layer), self.level);
         let (width, turned, queries) = (shape.width, shape.turned(), shape.heads * shape.head());
         let left = self.left(network, layer, count);
-        let (kept, gradients) = (&mut self.layers[layer], &mut self.gradients);
+        let (kept, gradients, precision) = (&mut self.layers[layer], &mut self.gradients, self.precision);
         let Passing { gradient, narrow, rows, .. } = &mut self.passing;
         let dout = View::new(gradient, left, width, width);
         let matrix = View::new(&weights[places.output..], width, queries, queries);
         let dmixed = fit(narrow, left * queries);
-        product(ViewMut::new(dmixed, left, queries, queries), dout, matrix, 1.0, false);
+        precision.product(ViewMut::new(dmixed, left, queries, queries), dout, matrix, 1.0, false);
         let out = ViewMut::new(&mut gradients[places.output..], width, queries, queries);
         let mixed = if left < count { &kept.picked } else { &kept.mixed };
-        product(out, dout.transposed(), View::new(mixed, left, queries, queries), 1.0, true);
+        precision.product(out, dout.transposed(), View::new(mixed, left, queries, queries), 1.0, true);
         if left < count {
             scatter(&self.some, narrow, rows, (count, queries));
             scatter(&self.some, gradient, rows, (count, width));
@@ -355,9 +362,9 @@ impl Shard {
         let dturned = View::new(wide, count, turned, turned);
         let matrix = View::new(&weights[places.turned..], turned, width, width);
         let dnormal = fit(narrow, count * width);
-        product(ViewMut::new(dnormal, count, width, width), dturned, matrix, 1.0, false);
+        precision.product(ViewMut::new(dnormal, count, width, width), dturned, matrix, 1.0, false);
         let out = ViewMut::new(&mut gradients[places.turned..], turned, width, width);
-        product(out, dturned.transposed(), View::new(&kept.normal, count, width, width), 1.0, true);
+        precision.product(out, dturned.transposed(), View::new(&kept.normal, count, width, width), 1.0, true);
         let norm = places.attention_norm;
         let back = Back { level, weight: &weights[norm..][..width], dweight: &mut gradients[norm..][..width] };
         back.norm(&kept.input, &kept.factors, dnormal, &mut gradient[..count * width]);

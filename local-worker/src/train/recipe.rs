@@ -3,6 +3,7 @@
 use super::TrainError;
 use super::network::Shape;
 use crate::compress::Target;
+pub use crate::kernels::Precision;
 use std::path::{Path, PathBuf};
 
 /// What to train, on what, and how.
@@ -75,6 +76,12 @@ pub struct Start {
     /// A GGUF file or a folder with safetensors: sizes, vocabulary, template and weights are its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
+    /// Longest context of what comes of it, where that is not the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<usize>,
+    /// Chat template of what comes of it, where that is not the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// A table of word vectors; a token's first embedding is that of its text, scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vectors: Option<PathBuf>,
@@ -123,6 +130,9 @@ pub struct Training {
     /// Threads; the last bits of a run depend on their number.
     #[serde(default = "two")]
     pub threads: usize,
+    /// What products with weights are made of: `f32`, or `bf16` with single sums.
+    #[serde(default, skip_serializing_if = "is_exact")]
+    pub precision: Precision,
 }
 
 fn q8_0() -> String {
@@ -149,6 +159,10 @@ fn whole() -> f64 {
 #[allow(clippy::float_cmp, reason = "it asks for the very value that is the default")]
 fn is_whole(value: &f64) -> bool {
     *value == whole()
+}
+
+fn is_exact(precision: &Precision) -> bool {
+    *precision == Precision::F32
 }
 
 fn floor() -> f64 {
@@ -215,6 +229,11 @@ impl Recipe {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let checks = [
             (self.network.is_some() != self.start.model.is_some(), "give either [network] or start.model"),
+            (
+                self.start.model.is_some() || self.start.context.is_none() && self.start.chat_template.is_none(),
+                "start.context and start.chat_template need start.model; a new network has [network] context and its own template",
+            ),
+            (self.start.context.is_none_or(|context| context >= 2), "start.context must be 2 at least"),
             (self.target().is_some(), "format is none that `sluice quantize --to` takes"),
             ((0.0..1.0).contains(&data.holdout_share), "data.holdout_share must be from 0 to below 1"),
             ((0.0..=1.0).contains(&data.prompt_weight), "data.prompt_weight must be from 0 to 1"),
@@ -279,6 +298,18 @@ pub(super) mod tests {
         for expected in expected {
             assert!(problems.contains(expected), "{problems}");
         }
+    }
+
+    #[test]
+    fn recipes_that_go_on_are_sound_and_a_new_network_has_a_context_already() {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let read = |name: &str| Recipe::read(&models.join(name)).unwrap();
+        let (first, second) = (read("sluice-nano-v1.first.recipe.toml"), read("sluice-nano-v1.recipe.toml"));
+        assert_eq!((first.start.context, first.training.precision), (Some(1024), Precision::Bf16));
+        assert_eq!((second.start.context, second.start.model), (None, Some(models.join("run-1/model.gguf"))));
+        let start = Start { context: Some(9), ..Start::default() };
+        let problems = Recipe { start, ..recipe() }.problems().join("; ");
+        assert!(problems.contains("start.context and start.chat_template need start.model"), "{problems}");
     }
 
     #[test]

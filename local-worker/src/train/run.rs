@@ -116,7 +116,7 @@ pub fn train(
             Checkpoint { network: start()?, moments: Moments::default(), counters: Counters::default() }
         }
     };
-    let mut crew = Crew::new(&state.network, run.training.threads)?;
+    let mut crew = Crew::new(&state.network, run.training.threads, run.training.precision)?;
     let (mut order, mut saved) = (Order::new(run.samples, run.seed), state.counters.step);
     let clock = Clock { before: state.counters.seconds, tokens: state.counters.tokens, started: Instant::now() };
     while state.counters.tokens < run.training.tokens {

@@ -4,7 +4,7 @@ use super::TrainError;
 use super::network::{Network, Shape};
 use super::optimizer::{Crew, Moments, StepSize};
 use super::pass::{Aim, Sample};
-use crate::kernels::{Team, View, ViewMut, product};
+use crate::kernels::{Precision, Team, View, ViewMut};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -19,11 +19,17 @@ pub struct Speed {
     pub peak: f64,
 }
 
-/// Steps on random tokens: `rows` records of `length`.
+/// Steps on random tokens: `rows` records of `length`, on some threads, with products of one precision.
 ///
 /// # Errors
 /// The system gives no threads.
-pub fn measure(shape: &Shape, rows: usize, length: usize, steps: usize, threads: usize) -> Result<Speed, TrainError> {
+pub fn measure(
+    shape: &Shape,
+    rows: usize,
+    length: usize,
+    steps: usize,
+    (threads, precision): (usize, Precision),
+) -> Result<Speed, TrainError> {
     let mut network = Network::random(shape.clone(), 1);
     let token = |at: usize| (at as u32).wrapping_mul(2_654_435_761) >> 7;
     let sample = |row: usize| Sample {
@@ -33,7 +39,7 @@ pub fn measure(shape: &Shape, rows: usize, length: usize, steps: usize, threads:
     };
     let samples: Vec<Sample> = (0..rows).map(sample).collect();
     let samples: Vec<&Sample> = samples.iter().collect();
-    let (mut crew, mut moments) = (Crew::new(&network, threads)?, Moments::default());
+    let (mut crew, mut moments) = (Crew::new(&network, threads, precision)?, Moments::default());
     let mut seconds = Vec::new();
     for step in 1..=steps as u64 + 2 {
         let started = Instant::now();
@@ -50,11 +56,11 @@ pub fn measure(shape: &Shape, rows: usize, length: usize, steps: usize, threads:
     // Queries with keys, and shares with values, both ways.
     let attention = 12.0 * (length * shape.heads * shape.head() * shape.layers) as f64;
     let flops = tokens_per_second * (shape.work_per_token() + attention);
-    Ok(Speed { tokens_per_second, flops, peak: peak(threads)? })
+    Ok(Speed { tokens_per_second, flops, peak: peak(threads, precision)? })
 }
 
 /// The best of some rounds of square products, one on each thread.
-fn peak(threads: usize) -> Result<f64, TrainError> {
+fn peak(threads: usize, precision: Precision) -> Result<f64, TrainError> {
     const SIZE: usize = 768;
     let team = Team::new("peak", threads).map_err(TrainError::Threads)?;
     let values: Vec<f32> = (0..SIZE * SIZE).map(|at| (at as f32 * 0.7).sin()).collect();
@@ -65,7 +71,7 @@ fn peak(threads: usize) -> Result<f64, TrainError> {
         team.run(threads, &|thread| {
             let Some(Ok(mut out)) = outs.get(thread).map(Mutex::lock) else { return };
             let view = View::new(&values, SIZE, SIZE, SIZE);
-            product(ViewMut::new(&mut out, SIZE, SIZE, SIZE), view, view, 1.0, false);
+            precision.product(ViewMut::new(&mut out, SIZE, SIZE, SIZE), view, view, 1.0, false);
         });
         best = best.min(started.elapsed().as_secs_f64());
     }

@@ -153,7 +153,8 @@ mod tests {
         let mut samples = samples();
         teacher(&network, 1.0, 32).teach(&mut samples);
         let mut student = Network::random(tiny(), 9);
-        let (mut crew, mut moments) = (Crew::new(&student, 2).unwrap(), Moments::default());
+        let (mut crew, mut moments) =
+            (Crew::new(&student, 2, crate::kernels::Precision::F32).unwrap(), Moments::default());
         let samples: Vec<&Sample> = samples.iter().collect();
         let aim = Aim { hard: 0.0, soft: 1.0, temperature: 1.0 };
         let mut divergences = Vec::new();

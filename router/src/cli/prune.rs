@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use local_worker::compress::{Target, Weights};
 use local_worker::evaluate::Probe;
 use local_worker::model::Watch;
-use local_worker::prune::{Pattern, drop_layers, keep_heads, keep_neurons, keep_tokens, zero, zero_share};
+use local_worker::prune::{Pattern, drop_layers, keep_heads, keep_layers, keep_neurons, keep_tokens, zero, zero_share};
 use local_worker::train::model::{self, Metadata, Words};
 use local_worker::train::network::Network;
 use local_worker::train::pass::influences;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 /// Arguments of `prune`.
 #[derive(Clone, Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["zeros", "layers", "key_heads", "neurons", "tokens"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["zeros", "layers", "these_layers", "key_heads", "neurons", "tokens"])))]
 pub struct PruneArguments {
     /// A GGUF file or a folder with safetensors, of the plain Llama architecture; or a model of the catalog.
     #[arg(long, value_name = "MODEL")]
@@ -36,6 +36,9 @@ pub struct PruneArguments {
     /// Keep so many layers: those that change what goes through them most on the calibration text.
     #[arg(long, value_name = "N", requires = "calibrate")]
     pub layers: Option<usize>,
+    /// Keep these layers, numbered from 0, such as `0,1,2,29`.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', conflicts_with = "layers")]
+    pub these_layers: Vec<usize>,
     /// Keep so many key heads in each layer, each with the query heads that read it.
     #[arg(long, value_name = "N", requires = "calibrate")]
     pub key_heads: Option<usize>,
@@ -81,8 +84,10 @@ pub fn run(arguments: &PruneArguments, out: &mut dyn Write) -> anyhow::Result<Ex
         Weights::read(&compared.before)?.refuse_quantised()?;
     }
     let text = arguments.calibrate.as_deref().map(read).transpose()?;
+    // Layers and tokens are chosen without: a long text to count tokens in need not go through the whole model.
+    let watched = arguments.zeros.is_some() || arguments.key_heads.is_some() || arguments.neurons.is_some();
     let watch = match (&text, &arguments.calibrate) {
-        (Some(text), Some(file)) => {
+        (Some(text), Some(file)) if watched => {
             let watch = Probe::open(&compared.before, &compared.config)?.watch(text, result.exam.window as usize);
             Some(watch.with_context(|| file.display().to_string())?)
         }
@@ -142,6 +147,10 @@ fn prune(
         let (small, dropped) = drop_layers(&network, &chosen, keep)?;
         network = small;
         told.insert("layers_dropped".to_owned(), json!(dropped));
+    }
+    if !arguments.these_layers.is_empty() {
+        network = keep_layers(&network, &arguments.these_layers)?;
+        told.insert("layers_kept".to_owned(), json!(arguments.these_layers));
     }
     if let Some(keep) = arguments.tokens {
         (network, metadata) = keep_tokens(&network, &metadata, text.unwrap_or_default(), keep)?;

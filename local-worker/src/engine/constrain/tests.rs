@@ -122,7 +122,9 @@ fn valid(schema: &Value, value: &Value) -> bool {
     match (schema["type"].as_str().unwrap(), value) {
         ("null", Value::Null) | ("boolean", Value::Bool(_)) => true,
         ("integer", Value::Number(number)) => {
-            number.as_i64().is_some_and(|number| (schema["minimum"].as_i64().unwrap()..=100).contains(&number))
+            // What is read as a float is `-0`, which JSON has as an integer.
+            let whole = number.as_i64().or_else(|| (number.as_f64() == Some(0.0)).then_some(0));
+            whole.is_some_and(|number| (schema["minimum"].as_i64().unwrap()..=100).contains(&number))
         }
         ("string", Value::String(text)) => text.chars().count() as u64 <= schema["maxLength"].as_u64().unwrap(),
         ("array", Value::Array(items)) => items.len() <= 3 && items.iter().all(|item| valid(&schema["items"], item)),

@@ -62,12 +62,15 @@ fn a_run_folder_holds_the_model_and_what_it_was_made_of() {
     assert_eq!(told["data"][0]["blake3"], blake3::hash(&std::fs::read(&files.train[0]).unwrap()).to_hex().as_str());
 
     // A model to start from brings sizes and vocabulary, and another run does not mix with this one.
-    let further = Recipe { network: None, start: Start { model: Some(path), vectors: None }, ..recipe() };
+    let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>".to_owned();
+    let start = Start { model: Some(path), context: Some(40), chat_template: Some(template.clone()), vectors: None };
+    let further = Recipe { network: None, start, ..recipe() };
     let error = Prepared::new(further.clone(), &files, &run, Value::Null).err().unwrap().to_string();
     assert!(error.contains("holds a run with recipe.network") && error.contains("another folder"), "{error}");
     let second = folder.path().join("second");
     let prepared = Prepared::new(further, &files, &second, Value::Null).unwrap();
-    assert_eq!(prepared.network().shape.feed_forward, 32);
+    assert_eq!((prepared.network().shape.feed_forward, prepared.network().shape.context), (32, 40));
+    assert_eq!(prepared.metadata()["tokenizer.chat_template"].to_string().unwrap(), &template);
     let mut losses = Vec::new();
     prepared
         .run(&Lesson::default(), &mut |event| {

@@ -2,7 +2,7 @@
 
 use super::super::network::Network;
 use super::{Passing, Sample, Shard, Sums, fit};
-use crate::kernels::{Soft, View, ViewMut, cross_entropy, product, soft_divergence, top_two};
+use crate::kernels::{Soft, View, ViewMut, cross_entropy, soft_divergence, top_two};
 
 /// Logits worked at once; some megabytes, which the cache holds.
 const LOGITS: usize = 1 << 20;
@@ -65,7 +65,7 @@ impl Shard {
             }
             let logits = fit(logits, some * vocabulary);
             let out = ViewMut::new(logits, some, vocabulary, vocabulary);
-            product(out, View::new(rows, some, width, width), matrix.transposed(), 1.0, false);
+            self.precision.product(out, View::new(rows, some, width, width), matrix.transposed(), 1.0, false);
             for (logits, target) in logits.chunks_exact_mut(vocabulary).zip(targets) {
                 let sample = samples[target.record];
                 if !learning && sample.weights[target.place] >= 1.0 {
@@ -80,8 +80,8 @@ impl Shard {
             }
             let dlogits = View::new(logits, some, vocabulary, vocabulary);
             let out = ViewMut::new(&mut self.gradients[output..], vocabulary, width, width);
-            product(out, dlogits.transposed(), View::new(rows, some, width, width), 1.0, true);
-            product(ViewMut::new(rows, some, width, width), dlogits, matrix, 1.0, false);
+            self.precision.product(out, dlogits.transposed(), View::new(rows, some, width, width), 1.0, true);
+            self.precision.product(ViewMut::new(rows, some, width, width), dlogits, matrix, 1.0, false);
             for (row, target) in rows.chunks_exact(width).zip(targets) {
                 dnormal[target.row * width..][..width].copy_from_slice(row);
             }
@@ -102,7 +102,13 @@ impl Shard {
         let matrix = View::new(&network.weights[network.output()..], vocabulary, width, width);
         let mut logits = vec![0.0; count * vocabulary];
         let normal = View::new(&self.state.normal, count, width, width);
-        product(ViewMut::new(&mut logits, count, vocabulary, vocabulary), normal, matrix.transposed(), 1.0, false);
+        self.precision.product(
+            ViewMut::new(&mut logits, count, vocabulary, vocabulary),
+            normal,
+            matrix.transposed(),
+            1.0,
+            false,
+        );
         logits
     }
 }

@@ -17,6 +17,7 @@ fn training() -> Training {
         checkpoint_steps: 5,
         evaluate_steps: 4,
         threads: 2,
+        precision: crate::kernels::Precision::F32,
     }
 }
 

@@ -22,14 +22,14 @@ fn the_bundled_model_loses_a_layer_and_tells_of_it() {
     std::fs::write(path("text"), "Is this spam? You won a prize! Which intent is it: where is my card. ".repeat(20))
         .unwrap();
     let (text, out) = (path("text"), path("small.gguf"));
-    let error = prune(&["--layers", "3", "--calibrate", &text, "--out", &out]).unwrap_err().to_string();
+    let error = prune(&["--layers", "2", "--calibrate", &text, "--out", &out]).unwrap_err().to_string();
     assert!(error.contains("--requantize"), "{error}");
     let error = prune(&["--zeros", "wanda", "--requantize", "--out", &out]).unwrap_err().to_string();
     assert!(error.contains("--calibrate"), "{error}");
     assert!(!Path::new(&out).exists());
     let given = [
         "--layers",
-        "3",
+        "2",
         "--neurons",
         "512",
         "--requantize",
@@ -41,10 +41,20 @@ fn the_bundled_model_loses_a_layer_and_tells_of_it() {
         &text,
     ];
     let told: Value = serde_json::from_str(&prune(&[&given[..], &["--json"]].concat()).unwrap()).unwrap();
-    assert_eq!(told["pruned"]["layers_dropped"].as_array().unwrap().len(), 1, "{told}");
+    let bundled = model::read(&ModelSource::Bundled).unwrap().0;
+    let dropped = told["pruned"]["layers_dropped"].as_array().unwrap().len();
+    assert_eq!(dropped + 2, bundled.shape.layers, "{told}");
     assert!(told["pruned"]["weights"].as_u64() < told["pruned"]["of"].as_u64());
     let (network, _) = model::read(&ModelSource::Path(PathBuf::from(&out))).unwrap();
-    assert_eq!((network.shape.layers, network.shape.feed_forward), (3, 512));
+    assert_eq!((network.shape.layers, network.shape.feed_forward), (2, 512));
+    prune(&["--these-layers", "2,0", "--requantize", "--out", &out]).unwrap();
+    let (network, _) = model::read(&ModelSource::Path(PathBuf::from(&out))).unwrap();
+    assert_eq!(network.shape.layers, 2);
+    let norm =
+        |network: &Network, layer: usize| network.tensor(&format!("blk.{layer}.ffn_norm.weight")).unwrap().to_vec();
+    assert_eq!((norm(&network, 0), norm(&network, 1)), (norm(&bundled, 2), norm(&bundled, 0)));
+    let error = prune(&["--these-layers", "9", "--requantize", "--out", &out]).unwrap_err().to_string();
+    assert!(error.contains("numbered from 0"), "{error}");
     let said = prune(&["--zeros", "2:4", "--requantize", "--out", &out]).unwrap();
     assert!(said.contains("zero share in layers 0.5") && said.contains("nothing smaller or faster"), "{said}");
 }
