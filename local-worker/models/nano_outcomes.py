@@ -15,7 +15,7 @@ from pathlib import Path
 
 SERVED = (
     "intent_closed intent_candidates intent_full_list oos_detect sentiment topic spam clickbait language_id smalltalk "
-    "dialogue_act slots_json"
+    "dialogue_act"
 ).split()
 ROUTING = ("routellm_mmlu", "routellm_gsm8k", "zeroeval_gsm", "zeroeval_math-l5", "zeroeval_crux", "llmrouter")
 NEVER = "(out of scope: no answer is right)"
@@ -59,7 +59,7 @@ def main():
     for task in sorted(others):
         rng.shuffle(others[task])
         # What the model learnt to decline is no evidence of how it declines, but of what kinds of request it never answers.
-        rows += [{**row, "answer": NEVER} for row in others[task][:DECLINED]]
+        rows += [{**row, "task": f"{task}, not served", "answer": NEVER} for row in others[task][:DECLINED]]
     for name in ROUTING:
         asked = read(routing / f"{name}.jsonl.gz")
         asked = list({row["prompt"]: row for row in asked}.values())
