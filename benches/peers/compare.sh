@@ -17,7 +17,7 @@ make_model() { # NAME TOKENIZER FORMAT WIDTH LAYERS HEADS KEY_HEADS FEED_FORWARD
     [ -f "$out" ] || "$python" benches/peers/random_gguf.py "$2" "$out" "${@:3}" >&2
     echo "$out"
 }
-nano=local-worker/models/sluice-nano-v0.gguf
+nano=local-worker/models/sluice-nano-v1.gguf
 files=(
     "$smollm2"
     "$(make_model random-14m-q8_0 "$nano" Q8_0 512 4 8 8 1280)"

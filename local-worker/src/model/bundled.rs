@@ -1,4 +1,4 @@
 //! The model compiled into this crate.
 
 /// The bundled model's file, if this build has one.
-pub const SLUICE_NANO: Option<&[u8]> = Some(include_bytes!("../../models/sluice-nano-v0.gguf"));
+pub const SLUICE_NANO: Option<&[u8]> = Some(include_bytes!("../../models/sluice-nano-v1.gguf"));

@@ -12,7 +12,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Tasks that the bundled model serves, by its card.
-const SERVED: [&str; 5] = ["intent_closed", "spam", "language_id", "sentiment", "smalltalk"];
+const SERVED: [&str; 11] = [
+    "intent_closed",
+    "intent_candidates",
+    "intent_full_list",
+    "oos_detect",
+    "sentiment",
+    "topic",
+    "spam",
+    "clickbait",
+    "language_id",
+    "smalltalk",
+    "dialogue_act",
+];
 
 /// Share of requests in these tasks.
 pub const SERVED_SHARE: f64 = 0.7;
