@@ -112,7 +112,9 @@ pub fn judge(rows: &[(f64, f64)], (serving_ms, candidate_ms): (Vec<f64>, Vec<f64
     let differences: Vec<f64> = rows.iter().map(|(serving, candidate)| candidate - serving).collect();
     let alpha = 1.0 - promotion.confidence;
     let difference = (lower(&differences, alpha), upper(&differences, alpha));
-    let mean = |pick: fn(&(f64, f64)) -> f64| rows.iter().map(pick).sum::<f64>() / rows.len().max(1) as f64;
+    let mean = |pick: fn(&(f64, f64)) -> f64| {
+        rows.iter().map(pick).fold(0.0, |sum, quality| sum + quality) / rows.len().max(1) as f64
+    };
     let (serving, candidate) = (mean(|row| row.0), mean(|row| row.1));
     let median_ms = (median(serving_ms), median(candidate_ms));
     let slower = median_ms.1.zip(median_ms.0).map(|(candidate, serving)| candidate / serving.max(1e-6));
