@@ -95,6 +95,11 @@ fn a_config_map_swap_is_seen() {
     assert_eq!(registry.snapshot().policy(None).unwrap().reference.hash, Policy::hash(&next));
 }
 
+/// The certificate of the policy inside the binary.
+fn shipped() -> Certificate {
+    Certificate::parse(include_str!("../../../../policies/balanced.solved.toml")).unwrap()
+}
+
 #[test]
 fn what_was_learnt_is_put_in_force_beside_the_files_and_survives_a_reload() {
     let (_, balanced) = EMBEDDED[1];
@@ -103,11 +108,10 @@ fn what_was_learnt_is_put_in_force_beside_the_files_and_survives_a_reload() {
     let folder = folder(&[("balanced.toml", &learning)]);
     let registry = registry(folder.path()).unwrap();
     let scorer = Arc::new(PairScorer::bundled().unwrap().unwrap());
-    let certificate = Certificate::parse(include_str!("../../../../policies/balanced.solved.toml")).unwrap();
     let certificate = |hash: &str| Certificate {
         policy_hash: hash.to_owned(),
         scorer_version: scorer.version().to_owned(),
-        ..certificate.clone()
+        ..shipped()
     };
     let learnt = |certificate: Option<Certificate>| Some(Learnt { scorer: Arc::clone(&scorer), certificate });
     let held = registry.snapshot();
@@ -115,7 +119,7 @@ fn what_was_learnt_is_put_in_force_beside_the_files_and_survives_a_reload() {
     assert!(held.policy(None).unwrap().learnt().is_none(), "a request keeps its snapshot");
     let now = registry.snapshot();
     let policy = now.policy(None).unwrap();
-    assert!(policy.learnt().is_some() && policy.threshold() == Some(0.74));
+    assert!(policy.learnt().is_some() && policy.threshold() == shipped().threshold);
     assert!(now.policies().any(|policy| policy.learnt().is_some()));
     let filed = now.unlearnt(&policy);
     assert!(filed.learnt().is_none() && filed.threshold().is_none(), "as its files have it");
@@ -141,9 +145,8 @@ fn a_policy_with_a_scorer_of_its_own_has_a_certificate_for_that_or_none() {
     let own = given.clone().with_hard(-7.0);
     assert_ne!(own.version(), given.version());
     let solved = |scorer: &PairScorer| {
-        let shipped = Certificate::parse(include_str!("../../../../policies/balanced.solved.toml")).unwrap();
         let (policy_hash, scorer_version) = (Policy::hash(&text), scorer.version().to_owned());
-        Certificate { policy_hash, scorer_version, ..shipped }.to_toml().unwrap()
+        Certificate { policy_hash, scorer_version, ..shipped() }.to_toml().unwrap()
     };
     let folder = folder(&[("balanced.toml", &text), ("balanced.solved.toml", &solved(&own))]);
     let file = folder.path().join("own.scorer");
@@ -161,7 +164,7 @@ fn a_policy_with_a_scorer_of_its_own_has_a_certificate_for_that_or_none() {
 
     let registry = load().unwrap();
     let policy = registry.snapshot().policy(None).unwrap();
-    assert_eq!(policy.threshold(), Some(0.74), "{:?}", policy.certificate());
+    assert_eq!(policy.threshold(), shipped().threshold, "{:?}", policy.certificate());
     let scorers = Scorers::new([given.clone()]);
     assert_eq!(policy.scorer(&small, &scorers, registry.snapshot().catalog()).unwrap().version(), own.version());
     assert!(!registry.reload().unwrap(), "nothing changed");
@@ -178,8 +181,8 @@ fn a_policy_with_a_scorer_of_its_own_has_a_certificate_for_that_or_none() {
     assert!(registry.snapshot().policy(None).unwrap().threshold().is_none());
     own.write(&file).unwrap();
     assert!(registry.reload().unwrap());
-    assert_eq!(registry.snapshot().policy(None).unwrap().threshold(), Some(0.74));
+    assert_eq!(registry.snapshot().policy(None).unwrap().threshold(), shipped().threshold);
     std::fs::remove_file(&file).unwrap();
     assert!(registry.reload().is_err(), "a file that is gone changes nothing");
-    assert_eq!(registry.snapshot().policy(None).unwrap().threshold(), Some(0.74));
+    assert_eq!(registry.snapshot().policy(None).unwrap().threshold(), shipped().threshold);
 }
