@@ -22,7 +22,7 @@ pub enum Precision {
 #[cfg(feature = "lab")]
 #[cfg(feature = "lab")]
 impl Precision {
-    /// [`product`] of factors of this kind.
+    /// The product of factors of this kind, as the function `product` gives it.
     ///
     /// # Panics
     /// The sizes don't match.
