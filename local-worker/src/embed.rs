@@ -21,7 +21,7 @@ use crate::model::LoadError;
 pub use encoder::{Embedding, Pooling, SentenceEncoder};
 
 /// The table compiled into this crate.
-const SLUICE_EMBED: &[u8] = include_bytes!("../models/sluice-embed-v0.vectors");
+static SLUICE_EMBED: &[u8] = include_bytes!("../models/sluice-embed-v0.vectors");
 
 /// Why there are no sentence vectors.
 #[derive(Debug, thiserror::Error)]

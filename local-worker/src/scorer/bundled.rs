@@ -2,4 +2,4 @@
 
 /// The scorer file of the bundled model, if this build has one; its format is the router's, which wraps [`super::Scorer`]
 /// with pair and calibration.
-pub const SLUICE_NANO_SCORER: Option<&[u8]> = Some(include_bytes!("../../models/sluice-nano-v1.scorer"));
+pub static SLUICE_NANO_SCORER: Option<&[u8]> = Some(include_bytes!("../../models/sluice-nano-v1.scorer"));
