@@ -14,6 +14,7 @@ mod state;
 pub use place::Place;
 pub use state::{Corpus, Made, Run, RunFolder, Settings, Source, Stage, Tried, hash};
 
+use crate::domain::ModelId;
 use crate::ledger::LedgerError;
 use crate::toml_file::Problem;
 use std::path::{Path, PathBuf};
@@ -76,5 +77,11 @@ pub enum FlywheelError {
 impl FlywheelError {
     fn file(path: &Path, error: std::io::Error) -> Self {
         Self::File { path: path.to_owned(), error }
+    }
+
+    /// A policy tries one candidate at a time.
+    pub fn tries_another(policy: &str, other: &ModelId) -> Self {
+        let why = format!("{other} is being tried already; end that with `sluice flywheel rollback`");
+        Self::Policy { policy: policy.to_owned(), why }
     }
 }

@@ -20,7 +20,6 @@ pub enum Precision {
 }
 
 #[cfg(feature = "lab")]
-#[cfg(feature = "lab")]
 impl Precision {
     /// The product of factors of this kind, as the function `product` gives it.
     ///

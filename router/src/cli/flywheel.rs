@@ -118,8 +118,7 @@ fn turn(arguments: &TurnArguments, out: &mut dyn Write) -> anyhow::Result<ExitCo
     let settings = settings(arguments, &policy, &recipe, before)?;
     let mut folder = RunFolder::open(&arguments.folder, settings)?;
     if let Some(other) = policy.candidate.as_ref().filter(|_| folder.run.candidate.is_none()) {
-        let why = format!("{other} is being tried already; end that with `sluice flywheel rollback`");
-        return Err(FlywheelError::Policy { policy: arguments.policy.clone(), why }.into());
+        return Err(FlywheelError::tries_another(&arguments.policy, other).into());
     }
     if folder.run.stage == Stage::Preparing {
         make::candidate(arguments, &mut folder, &place, &recipe, out)?;

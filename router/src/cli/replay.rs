@@ -27,9 +27,6 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Entries read at once.
-const PAGE: usize = 500;
-
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
 pub struct ReplayArguments {
@@ -208,16 +205,9 @@ fn read(arguments: &ReplayArguments) -> anyhow::Result<(String, Log)> {
 fn stories(arguments: &ReplayArguments) -> anyhow::Result<Vec<Story>> {
     super::client_runtime()?.block_on(async {
         let archive = Archive::open(&arguments.data_dir).await?;
-        let mut filter = EntryFilter { tenant: arguments.tenant.clone(), size: PAGE, ..EntryFilter::default() };
+        let filter = EntryFilter { tenant: arguments.tenant.clone(), ..EntryFilter::default() };
         let mut stories = Vec::new();
-        loop {
-            let page = archive.list(&filter).await?;
-            stories.extend(page.stories);
-            if page.next_page_token.is_empty() {
-                break;
-            }
-            filter.page_token = page.next_page_token;
-        }
+        archive.each(filter, |story| stories.push(story)).await?;
         stories.reverse();
         Ok(stories)
     })

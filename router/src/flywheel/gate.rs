@@ -4,14 +4,11 @@
 use super::FlywheelError;
 use crate::domain::{EntryStatus, ModelId};
 use crate::evidence::paired::{lower, upper};
-use crate::ledger::{Archive, EntryFilter, OutcomeFilter};
+use crate::ledger::{Archive, EntryFilter, OutcomeFilter, Story};
 use crate::policy::live::Promotion;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-
-/// Entries read at once.
-const PAGE: usize = 500;
 
 /// What is known at one look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,16 +74,10 @@ pub async fn look(archive: &Archive, pairing: &Pairing<'_>, promotion: &Promotio
 
 /// Times of complete answers of both, in ms.
 async fn times(archive: &Archive, pairing: &Pairing<'_>) -> Result<(Vec<f64>, Vec<f64>), FlywheelError> {
-    let mut filter = EntryFilter {
-        from: Some(pairing.since),
-        policy: pairing.policy.to_owned(),
-        size: PAGE,
-        ..EntryFilter::default()
-    };
+    let filter = EntryFilter { from: Some(pairing.since), policy: pairing.policy.to_owned(), ..EntryFilter::default() };
     let (mut serving, mut candidate) = (Vec::new(), Vec::new());
-    loop {
-        let page = archive.list(&filter).await?;
-        for attempt in page.stories.iter().flat_map(|story| &story.attempts) {
+    let take = |story: Story| {
+        for attempt in &story.attempts {
             let Some(ended) = attempt.ended.as_ref().filter(|ended| ended.status == EntryStatus::Ok) else { continue };
             let ms = ended.latency.as_secs_f64() * 1e3;
             match &attempt.started.model {
@@ -95,11 +86,9 @@ async fn times(archive: &Archive, pairing: &Pairing<'_>) -> Result<(Vec<f64>, Ve
                 _ => {}
             }
         }
-        if page.next_page_token.is_empty() {
-            return Ok((serving, candidate));
-        }
-        filter.page_token = page.next_page_token;
-    }
+    };
+    archive.each(filter, take).await?;
+    Ok((serving, candidate))
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -112,6 +101,7 @@ pub fn judge(rows: &[(f64, f64)], (serving_ms, candidate_ms): (Vec<f64>, Vec<f64
     let differences: Vec<f64> = rows.iter().map(|(serving, candidate)| candidate - serving).collect();
     let alpha = 1.0 - promotion.confidence;
     let difference = (lower(&differences, alpha), upper(&differences, alpha));
+    // Folded from 0, as the sum of nothing is -0.
     let mean = |pick: fn(&(f64, f64)) -> f64| {
         rows.iter().map(pick).fold(0.0, |sum, quality| sum + quality) / rows.len().max(1) as f64
     };

@@ -133,8 +133,7 @@ impl Place {
     pub fn try_out(&self, candidate: &ModelId, entry: &str) -> Result<(), FlywheelError> {
         let policy = self.policy()?;
         if let Some(other) = policy.candidate.as_ref().filter(|other| *other != candidate) {
-            let why = format!("{other} is being tried already; end that with `sluice flywheel rollback`");
-            return Err(FlywheelError::Policy { policy: policy.reference.name.clone(), why });
+            return Err(FlywheelError::tries_another(&policy.reference.name, other));
         }
         let text = self.catalog_text()?;
         if !text.contains(entry) {

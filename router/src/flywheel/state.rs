@@ -71,6 +71,27 @@ pub struct Settings {
     pub longest: usize,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Of a run that learns from the ledger alone.
+    pub fn made() -> Self {
+        Self {
+            policy: "balanced".to_owned(),
+            policies_dir: "policies".into(),
+            data_dir: "data".into(),
+            serving: "sluice-nano".to_owned(),
+            recipe: "aa".to_owned(),
+            data: Vec::new(),
+            suite: Vec::new(),
+            tenant: String::new(),
+            across_tenants: false,
+            feedback_above: 0.5,
+            held_out: 0.2,
+            longest: 400,
+        }
+    }
+}
+
 /// How far a run got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -279,29 +300,12 @@ fn lock(path: &Path) -> Result<std::fs::File, FlywheelError> {
 mod tests {
     use super::*;
 
-    fn settings() -> Settings {
-        Settings {
-            policy: "balanced".to_owned(),
-            policies_dir: "policies".into(),
-            data_dir: "data".into(),
-            serving: "sluice-nano".to_owned(),
-            recipe: "aa".to_owned(),
-            data: Vec::new(),
-            suite: Vec::new(),
-            tenant: String::new(),
-            across_tenants: false,
-            feedback_above: 0.5,
-            held_out: 0.2,
-            longest: 400,
-        }
-    }
-
     #[test]
     fn a_run_goes_on_where_it_was_and_another_is_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         assert!(RunFolder::read(folder.path()).unwrap().is_none());
-        let mut run = RunFolder::open(folder.path(), settings()).unwrap();
-        assert!(matches!(RunFolder::open(folder.path(), settings()), Err(FlywheelError::InUse { .. })));
+        let mut run = RunFolder::open(folder.path(), Settings::made()).unwrap();
+        assert!(matches!(RunFolder::open(folder.path(), Settings::made()), Err(FlywheelError::InUse { .. })));
         run.run.stage = Stage::Shadowing;
         run.save().unwrap();
         let file = run.file("made");
@@ -311,8 +315,8 @@ mod tests {
         std::fs::write(&file, "two").unwrap();
         assert!(run.unchanged(&made).unwrap_err().to_string().contains("not what the run wrote down"));
         drop(run);
-        assert_eq!(RunFolder::open(folder.path(), settings()).unwrap().run.stage, Stage::Shadowing);
-        let other = Settings { tenant: "acme".to_owned(), recipe: "bb".to_owned(), ..settings() };
+        assert_eq!(RunFolder::open(folder.path(), Settings::made()).unwrap().run.stage, Stage::Shadowing);
+        let other = Settings { tenant: "acme".to_owned(), recipe: "bb".to_owned(), ..Settings::made() };
         let error = RunFolder::open(folder.path(), other).err().unwrap().to_string();
         assert!(error.contains("recipe is \"aa\" there, here \"bb\"") && error.contains("tenant"), "{error}");
         std::fs::write(folder.path().join("flywheel.json"), "{\"schema\":").unwrap();

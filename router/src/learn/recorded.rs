@@ -9,9 +9,6 @@ use crate::evidence::certificate::ANY_LARGE;
 use crate::evidence::outcome::{Outcome, OutcomeSource, Outcomes, Recorded};
 use crate::ledger::{Archive, EntryFilter, FeedbackSource, GradedOutcome, LedgerError, OutcomeFilter, Story};
 
-/// Entries read at once.
-const PAGE: usize = 500;
-
 /// What a row must have to be of use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Having {
@@ -131,16 +128,9 @@ fn row(outcome: &GradedOutcome, story: Option<&Story>) -> Outcome {
 
 /// Feedback of one tenant on answers that a small model gave, as rows without a score.
 async fn feedback(archive: &Archive, tenant: &str) -> Result<Vec<Outcome>, LedgerError> {
-    let mut filter = EntryFilter { tenant: tenant.to_owned(), size: PAGE, ..EntryFilter::default() };
+    let filter = EntryFilter { tenant: tenant.to_owned(), ..EntryFilter::default() };
     let mut rows = Vec::new();
-    loop {
-        let page = archive.list(&filter).await?;
-        rows.extend(page.stories.iter().filter_map(judged_by_a_reader));
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        filter.page_token = page.next_page_token;
-    }
+    archive.each(filter, |story| rows.extend(judged_by_a_reader(&story))).await?;
     rows.reverse();
     Ok(rows)
 }

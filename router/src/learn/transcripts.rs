@@ -20,9 +20,6 @@ pub const LICENCE: &str = "tenant";
 /// Their task.
 pub const TASK: &str = "transcript";
 
-/// Entries read at once.
-const PAGE: usize = 500;
-
 /// Why there is nothing to learn from, or it can't be written.
 #[derive(Debug, thiserror::Error)]
 pub enum TranscriptError {
@@ -118,16 +115,11 @@ impl Transcripts {
     /// The store fails, or holds nothing that can be learnt from.
     pub async fn read(folder: &Path, wanted: &Wanted) -> Result<Self, TranscriptError> {
         let archive = Archive::open(folder).await?;
-        let mut filter = EntryFilter { tenant: wanted.tenant.clone(), size: PAGE, ..EntryFilter::default() };
+        let filter = EntryFilter { tenant: wanted.tenant.clone(), ..EntryFilter::default() };
         let mut stories = Vec::new();
-        loop {
-            let page = archive.list(&filter).await?;
-            stories.extend(page.stories.into_iter().filter(|story| story.entry.shadow_of.is_none()));
-            if page.next_page_token.is_empty() {
-                break;
-            }
-            filter.page_token = page.next_page_token;
-        }
+        archive
+            .each(filter, |story| stories.extend(Some(story).filter(|story| story.entry.shadow_of.is_none())))
+            .await?;
         let taken = Self::of(&stories, wanted)?;
         let folder = folder.to_owned();
         let tenants: BTreeSet<&String> = taken.rows.iter().map(|row| &row.source).collect();

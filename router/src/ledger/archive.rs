@@ -5,6 +5,9 @@ use super::{EntryFilter, GradedOutcome, LedgerError, OutcomeFilter, Page, Story}
 use crate::domain::RequestId;
 use std::path::Path;
 
+/// Entries read at once.
+const PAGE: usize = 500;
+
 /// The store of a ledger, opened for reading. What a running gateway has not yet drained from its journal is not seen.
 pub struct Archive {
     store: Store,
@@ -25,6 +28,22 @@ impl Archive {
     /// A foreign page token, or the store fails.
     pub async fn list(&self, filter: &EntryFilter) -> Result<Page, LedgerError> {
         self.store.list(filter).await
+    }
+
+    /// Hands every entry that matches to `take`, newest first; however many there are, one page of them is held at once.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn each(&self, filter: EntryFilter, mut take: impl FnMut(Story)) -> Result<(), LedgerError> {
+        let mut filter = EntryFilter { size: PAGE, page_token: String::new(), ..filter };
+        loop {
+            let page = self.list(&filter).await?;
+            page.stories.into_iter().for_each(&mut take);
+            if page.next_page_token.is_empty() {
+                return Ok(());
+            }
+            filter.page_token = page.next_page_token;
+        }
     }
 
     /// What comparisons came to, oldest first.

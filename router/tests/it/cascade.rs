@@ -1,12 +1,11 @@
 //! Drafts under judgement, through the whole gateway: shown when they are good enough, else never seen.
 
-use crate::support::{House, complete};
+use crate::support::{House, certificate, complete};
 use clap::Parser as _;
 use router::cli::{Arguments, run};
 use router::domain::{RecordLevel, TenantId};
-use router::evidence::certificate::{Certificate, Method};
+use router::evidence::certificate::Certificate;
 use router::judge::{Draft, FIRST_LOOK, JudgeFile, Judged, TokenFacts, features, fit, prefix_features};
-use router::policy::Policy;
 use sluice_proto::client::Client;
 use sluice_proto::v1;
 use std::path::Path;
@@ -51,24 +50,8 @@ fn rows() -> Vec<Judged> {
 fn policies(threshold: Option<f64>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let (judge, _) = fit("sluice-nano", &rows()).unwrap();
-    let certificate = Certificate {
-        policy: "judged".to_owned(),
-        policy_hash: Policy::hash(POLICY),
-        scorer_version: judge.version().to_owned(),
-        evidence_hash: "0123456789abcdef".to_owned(),
-        small: "sluice-nano".to_owned(),
-        large: "*".to_owned(),
-        threshold,
-        n: 1_000,
-        bound: -0.01,
-        confidence: 0.95,
-        target: 0.9,
-        local_share: 0.5,
-        needed: None,
-        method: Method::Betting,
-        date: "2026-11-23".to_owned(),
-        reference: None,
-    };
+    let certificate = certificate("judged", POLICY, judge.version(), threshold);
+    let certificate = Certificate { confidence: 0.95, local_share: 0.5, ..certificate };
     std::fs::write(folder.path().join("judged.toml"), POLICY).unwrap();
     std::fs::write(folder.path().join("judged.judge.toml"), JudgeFile { judge, certificate }.to_toml().unwrap())
         .unwrap();

@@ -1,10 +1,8 @@
 //! From recorded traffic to a small model of one's own: what may be taken out of the ledger, and what is left where it is.
 
-use crate::support::{House, complete, guarded_with, remote, sluice};
+use crate::support::{House, certificate, complete, guarded_with, remote, sluice};
 use router::domain::{RecordLevel, TenantId};
-use router::evidence::certificate::{Certificate, Method};
 use router::ledger::OutcomeFilter;
-use router::policy::Policy;
 use router::score::PairScorer;
 use router::settings::Settings;
 use sluice_proto::client::Client;
@@ -165,24 +163,8 @@ fn policies(gate: &str) -> tempfile::TempDir {
     );
     std::fs::write(folder.path().join("turning.toml"), &text).unwrap();
     std::fs::write(folder.path().join("models.toml"), include_str!("../../../policies/models.toml")).unwrap();
-    let certificate = Certificate {
-        policy: "turning".to_owned(),
-        policy_hash: Policy::hash(&text),
-        scorer_version: PairScorer::bundled().unwrap().unwrap().version().to_owned(),
-        evidence_hash: "made".to_owned(),
-        small: "sluice-nano".to_owned(),
-        large: "*".to_owned(),
-        threshold: Some(0.0),
-        n: 1_000,
-        bound: -0.01,
-        confidence: 0.9,
-        target: 0.9,
-        local_share: 1.0,
-        needed: None,
-        method: Method::Betting,
-        date: "2026-11-27".to_owned(),
-        reference: None,
-    };
+    let scorer = PairScorer::bundled().unwrap().unwrap();
+    let certificate = certificate("turning", &text, scorer.version(), Some(0.0));
     std::fs::write(folder.path().join("turning.solved.toml"), certificate.to_toml().unwrap()).unwrap();
     folder
 }

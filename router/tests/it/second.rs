@@ -1,8 +1,8 @@
 //! Second opinions on drafts, through the whole gateway: asked only where they can change the verdict, booked, and never shown.
 
-use crate::support::{House, complete, sluice};
+use crate::support::{House, certificate, complete, sluice};
 use local_worker::testing::{END, Script};
-use router::evidence::certificate::{Certificate, Method};
+use router::evidence::certificate::Certificate;
 use router::judge::{Draft, FIRST_LOOK, Judge, JudgeFile, Judged, TokenFacts, features, fit, prefix_features};
 use router::policy::Policy;
 use sluice_proto::v1;
@@ -59,24 +59,8 @@ fn policies(second: &str, threshold: f64, more: &str) -> tempfile::TempDir {
     write("models.toml", catalog.as_bytes());
     let text = policy(second, more);
     let judge = judge();
-    let certificate = Certificate {
-        policy: "asking".to_owned(),
-        policy_hash: Policy::hash(&text),
-        scorer_version: judge.version().to_owned(),
-        evidence_hash: "0123456789abcdef".to_owned(),
-        small: "one".to_owned(),
-        large: "*".to_owned(),
-        threshold: Some(threshold),
-        n: 1_000,
-        bound: -0.01,
-        confidence: 0.95,
-        target: 0.9,
-        local_share: 0.5,
-        needed: None,
-        method: Method::Betting,
-        date: "2026-11-27".to_owned(),
-        reference: None,
-    };
+    let certificate = certificate("asking", &text, judge.version(), Some(threshold));
+    let certificate = Certificate { small: "one".to_owned(), confidence: 0.95, local_share: 0.5, ..certificate };
     write("asking.toml", text.as_bytes());
     write("asking.judge.toml", JudgeFile { judge, certificate }.to_toml().unwrap().as_bytes());
     folder

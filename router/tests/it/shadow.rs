@@ -1,12 +1,11 @@
 //! Shadow runs: the other side is asked at the stated share, within a budget, booked apart, and never where it must not be.
 
-use crate::support::{House, complete, local, sluice};
+use crate::support::{House, certificate, complete, local, sluice};
 use router::domain::{NanoUsd, RecordLevel, RequestId, TenantId};
-use router::evidence::certificate::{Certificate, Method};
+use router::evidence::certificate::Certificate;
 use router::evidence::grading::sampled;
 use router::evidence::outcome::OutcomeSource;
 use router::ledger::{GradedOutcome, OutcomeFilter};
-use router::policy::Policy;
 use router::score::PairScorer;
 use router::settings::Settings;
 use sluice_proto::v1;
@@ -199,23 +198,10 @@ fn certified(evidence: &str) -> tempfile::TempDir {
 }
 
 fn certify(folder: &Path, policy: &str, evidence: &str) {
+    let scorer = PairScorer::bundled().unwrap().unwrap();
     let certificate = Certificate {
-        policy: "watched".to_owned(),
-        policy_hash: Policy::hash(policy),
-        scorer_version: PairScorer::bundled().unwrap().unwrap().version().to_owned(),
         evidence_hash: evidence.to_owned(),
-        small: "sluice-nano".to_owned(),
-        large: "*".to_owned(),
-        threshold: Some(0.0),
-        n: 1_000,
-        bound: -0.01,
-        confidence: 0.9,
-        target: 0.9,
-        local_share: 1.0,
-        needed: None,
-        method: Method::Betting,
-        date: "2026-11-24".to_owned(),
-        reference: None,
+        ..certificate("watched", policy, scorer.version(), Some(0.0))
     };
     std::fs::write(folder.join("watched.solved.toml"), certificate.to_toml().unwrap()).unwrap();
 }

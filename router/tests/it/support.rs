@@ -5,6 +5,8 @@ use router::app::App;
 use router::cli::simulate::shipped_prices;
 use router::cli::{Arguments, run};
 use router::domain::NanoUsd;
+use router::evidence::certificate::{Certificate, Method};
+use router::policy::Policy;
 use router::settings::{Settings, Target};
 use router::simulate::{Simulator, SimulatorConfig};
 use sha2::{Digest as _, Sha256};
@@ -27,6 +29,28 @@ pub fn serve(change: impl FnOnce(&mut Command) -> &mut Command) -> (Child, Strin
     let ready = lines.map(Result::unwrap).find(|line| line.starts_with("READY "));
     let address = ready.expect("it gets ready without a hand").split(' ').nth(1).unwrap().to_owned();
     (child, address)
+}
+
+/// A certificate for a policy of this text, on `sluice-nano` and any large model.
+pub fn certificate(policy: &str, text: &str, scorer_version: &str, threshold: Option<f64>) -> Certificate {
+    Certificate {
+        policy: policy.to_owned(),
+        policy_hash: Policy::hash(text),
+        scorer_version: scorer_version.to_owned(),
+        evidence_hash: "0123456789abcdef".to_owned(),
+        small: "sluice-nano".to_owned(),
+        large: "*".to_owned(),
+        threshold,
+        n: 1_000,
+        bound: -0.01,
+        confidence: 0.9,
+        target: 0.9,
+        local_share: 1.0,
+        needed: None,
+        method: Method::Betting,
+        date: "2026-11-27".to_owned(),
+        reference: None,
+    }
 }
 
 /// A running gateway and all that belongs to it.

@@ -115,15 +115,17 @@ pub fn micros(latency: &Latency) -> (f64, f64) {
     (latency.p50.as_nanos() as f64 / 1000.0, latency.p99.as_nanos() as f64 / 1000.0)
 }
 
+/// Times of decisions by tokens.
+pub fn decision_us(latencies: &[Latency]) -> Map<String, Value> {
+    let time = |latency: &Latency| {
+        let (p50, p99) = micros(latency);
+        (latency.tokens.to_string(), json!({ "p50": p50, "p99": p99 }))
+    };
+    latencies.iter().map(time).collect()
+}
+
 fn as_json(found: &Routing, latencies: &[Latency], notes: &[String]) -> Value {
     let mean = &found.mean;
-    let decision: Map<String, Value> = latencies
-        .iter()
-        .map(|latency| {
-            let (p50, p99) = micros(latency);
-            (latency.tokens.to_string(), json!({ "p50": p50, "p99": p99 }))
-        })
-        .collect();
     let curve = |point: &Learnt| {
         json!({
             "outcomes": point.outcomes, "pairs": point.pairs, "apgr": point.apgr, "apgr_with_all": point.apgr_with_all,
@@ -136,7 +138,7 @@ fn as_json(found: &Routing, latencies: &[Latency], notes: &[String]) -> Value {
             "gain_over_best_baseline": mean.gain, "gain_ci": [mean.gain_ci.0, mean.gain_ci.1],
             "baselines": named(&mean.baselines),
         },
-        "decision_us": decision,
+        "decision_us": decision_us(latencies),
         "learning_curve": found.curve.iter().map(curve).collect::<Vec<_>>(),
         "notes": notes,
     })

@@ -1,7 +1,8 @@
 //! `sluice eval student`: the linear scorer with a teacher and without, fitted on the same rows of one folder and measured on
 //! another.
 
-use super::routing::{Given, micros, rows};
+use super::routing::{Given, decision_us, micros, rows};
+use crate::cli::distill::scorer::{SOFT, check_soft};
 use crate::cli::table::{self, Align};
 use crate::score::report::{Latency, measure_latency};
 use crate::score::routing::{ARMS, Arm, Gain, Students, students};
@@ -21,7 +22,7 @@ pub struct StudentArguments {
     #[arg(long, value_name = "DIR")]
     pub test: PathBuf,
     /// How much what the teacher says counts beside the grades, from 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = SOFT)]
     pub soft: f32,
     /// The first of three seeds of fits; also that of intervals.
     #[arg(long, default_value_t = 1)]
@@ -33,7 +34,7 @@ pub struct StudentArguments {
 
 /// Runs `eval student`.
 pub fn run(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!((0.0..=1.0).contains(&arguments.soft), "--soft must be from 0 to 1, not {}", arguments.soft);
+    check_soft(arguments.soft)?;
     let Given { train, test, mut notes } = rows(&arguments.train, &arguments.test)?;
     let found = students(&train, &test, arguments.seed, arguments.soft)?;
     notes.extend(found.notes.clone());
@@ -75,17 +76,10 @@ fn as_json(found: &Students, latencies: &[Vec<Latency>; 2], notes: &[String]) ->
         ((*name).to_owned(), told)
     };
     let gains: Map<String, Value> = ARMS.iter().skip(1).zip(&found.gains).map(gain).collect();
-    let times = |latencies: &[Latency]| -> Map<String, Value> {
-        let time = |latency: &Latency| {
-            let (p50, p99) = micros(latency);
-            (latency.tokens.to_string(), json!({ "p50": p50, "p99": p99 }))
-        };
-        latencies.iter().map(time).collect()
-    };
     let [student, teacher] = latencies;
     json!({
         "pairs": pairs, "mean": arms_json(&found.means), "gain_over_grades_alone": gains,
-        "decision_us": { "student": times(student), "teacher": times(teacher) }, "notes": notes,
+        "decision_us": { "student": decision_us(student), "teacher": decision_us(teacher) }, "notes": notes,
     })
 }
 

@@ -261,21 +261,7 @@ mod tests {
     #[test]
     fn the_recipe_inside_the_binary_goes_on_from_the_serving_model() {
         let kept = tempfile::tempdir().unwrap();
-        let settings = Settings {
-            policy: "p".to_owned(),
-            policies_dir: "p".into(),
-            data_dir: "d".into(),
-            serving: "sluice-nano".to_owned(),
-            recipe: String::new(),
-            data: Vec::new(),
-            suite: Vec::new(),
-            tenant: String::new(),
-            across_tenants: false,
-            feedback_above: 0.5,
-            held_out: 0.2,
-            longest: 400,
-        };
-        let folder = RunFolder::open(kept.path(), settings).unwrap();
+        let folder = RunFolder::open(kept.path(), Settings::made()).unwrap();
         let recipe = student_recipe(&folder, &ModelSource::Bundled, RECIPE, None).unwrap();
         assert_eq!((recipe.format.as_str(), recipe.network.is_none()), ("f32", true));
         assert_eq!(recipe.data.licences, [crate::learn::transcripts::LICENCE]);
