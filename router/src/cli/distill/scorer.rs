@@ -1,5 +1,6 @@
 //! `sluice distill scorer`: the classifier that decides in microseconds, taught by the blend.
 
+use crate::cli::eval::student::{SOFT, check_soft};
 use crate::cli::train::{self, scorer_by};
 use crate::evidence::outcome::unpack;
 use crate::score::train::Way;
@@ -25,9 +26,6 @@ pub struct TaughtArguments {
     pub soft: f32,
 }
 
-/// How much a teacher counts where nothing is said (`sluice eval student`).
-pub const SOFT: f32 = 0.5;
-
 /// Runs `distill scorer`.
 pub fn run(arguments: &TaughtArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     check_soft(arguments.soft)?;
@@ -41,13 +39,6 @@ pub fn run(arguments: &TaughtArguments, out: &mut dyn Write) -> anyhow::Result<E
     let options = FitOptions { seed: arguments.train.seed, ..FitOptions::default() };
     let ways = vec![Way::Taught { options, soft: arguments.soft }];
     scorer_by(&arguments.train, ways, unlabelled, out)
-}
-
-/// # Errors
-/// It is no share.
-pub fn check_soft(soft: f32) -> anyhow::Result<()> {
-    ensure!((0.0..=1.0).contains(&soft), "--soft must be from 0 to 1, not {soft}");
-    Ok(())
 }
 
 /// The prompts of a file, each once.

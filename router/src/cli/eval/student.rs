@@ -2,7 +2,6 @@
 //! another.
 
 use super::routing::{Given, decision_us, micros, rows};
-use crate::cli::distill::scorer::{SOFT, check_soft};
 use crate::cli::table::{self, Align};
 use crate::score::report::{Latency, measure_latency};
 use crate::score::routing::{ARMS, Arm, Gain, Students, students};
@@ -30,6 +29,18 @@ pub struct StudentArguments {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How much a teacher counts where nothing is said; not tuned.
+pub const SOFT: f32 = 0.5;
+
+/// Refuses what is no share.
+///
+/// # Errors
+/// It is outside 0 to 1.
+pub fn check_soft(soft: f32) -> anyhow::Result<()> {
+    anyhow::ensure!((0.0..=1.0).contains(&soft), "--soft must be from 0 to 1, not {soft}");
+    Ok(())
 }
 
 /// Runs `eval student`.
