@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Turns the corpus' train.jsonl.gz into what sluice-nano v1 learns from: `nano_records.py train.jsonl.gz OUT_FOLDER STAGE`.
+"""Turns the corpus' train.jsonl.gz into what sluice-nano v1 learns from: `nano_records.py train.jsonl.gz OUT_FOLDER`.
 
-STAGE is 1 or 2. Writes train.jsonl.gz, held_out.jsonl.gz and words.txt, the text to choose tokens by. Nothing comes in but the
-records of that file: questions of learnt tasks, some of them several times in other phrasings, with shorter or reordered
-lists of labels, or with words left out; and questions of other tasks, answered HANDOFF. A held-out question without a list
-of labels is in no other form in what is learnt. The same input gives the same output. Needs the package `blake3`.
+Writes train.jsonl.gz, held_out.jsonl.gz and words.txt, the text to choose tokens by. Nothing comes in but the records of that
+file: questions of learnt tasks, some of them several times in other phrasings, with shorter or reordered lists of labels, with
+labels by other names, or with words left out; and questions of other tasks, answered HANDOFF. A held-out question without a
+list of labels is in no other form in what is learnt. The same input gives the same output. Needs the package `blake3`.
 """
 
 import gzip
@@ -16,44 +16,30 @@ from pathlib import Path
 
 import blake3
 
-# Times that a record of a learnt task comes. What needs many words counted comes often, what is only to be read less. The
-# first stage learns slots too; their texts were not copied at its end, so the second hands them off.
-FIRST = {
-    "intent_closed": 6,
-    "oos_detect": 1.3,
+# Times that a record of a learnt task comes. What needs many words counted comes often, what is only to be read less.
+PASSES = {
+    "intent_closed": 4.5,
+    "oos_detect": 1.5,
     "intent_candidates": 1,
     "intent_full_list": 1,
-    "sentiment": 1,
-    "topic": 1.5,
-    "spam": 1.8,
-    "clickbait": 1.3,
-    "language_id": 2,
-    "smalltalk": 4,
-    "dialogue_act": 1,
-    "slots_json": 1.2,
-    "handoff": 0.6,
-}
-SECOND = {
-    "intent_closed": 6,
-    "oos_detect": 2,
-    "intent_candidates": 1.4,
-    "intent_full_list": 1,
     "sentiment": 1.2,
-    "topic": 2,
+    "topic": 1.4,
     "spam": 3,
-    "clickbait": 1.5,
-    "language_id": 4.5,
-    "smalltalk": 6,
-    "dialogue_act": 2.5,
+    "clickbait": 2.5,
+    "language_id": 3.5,
+    "smalltalk": 4.5,
+    "dialogue_act": 2,
+    "slots_json": 1.6,
+    "ticket_extract": 0.9,
+    "log_parse": 0.9,
+    "order_json": 2.5,
     "handoff": 0.8,
 }
-DECLINED = 240  # of each other task
-# By stage: passes, of prompts with all labels of a large set (they are long), labels of a list made shorter, declined tasks
-# of which there are more.
-STAGES = {
-    "1": (FIRST, 0.12, 7, {}),
-    "2": (SECOND, 0.1, 6, {"slots_json": 1500, "emotion": 500, "same_intent": 400, "ner_json": 400}),
-}
+DECLINED = 260  # of each other task
+DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
+LONG_LISTS = 0.1  # passes of prompts with all labels of a large set: they are long
+LONGEST = 7  # labels of a list made shorter
+IN_DANGER = 6  # passes of messages on suicide and self-harm
 EMOTIONS = 0.6  # of questions about emotions, as ones about sentiment
 HELD_OUT = 0.05
 SHORTER = 0.85  # of lists
@@ -92,6 +78,44 @@ OWN = (
     ('{set}|', '|'),
     ('Please tell me the {set} intent for the following.\n\n', '\n\nThank you.'),
 )
+# Labels by other names: lists are to be read. nano_unseen.py asks by names that are not here.
+RENAMED = {
+    "sentiment": [
+        {"positive": one, "negative": other, "neutral": third}
+        for one, other, third in (
+            ("favourable", "unfavourable", "neither"), ("happy", "unhappy", "indifferent"), ("praise", "complaint", "no opinion"),
+            ("thumbs up", "thumbs down", "no thumb"), ("pos", "neg", "neu"), ("satisfied", "dissatisfied", "undecided"),
+            ("+", "-", "0"), ("likes it", "dislikes it", "does not say"), ("warm", "cold", "even"), ("great", "awful", "okay"),
+        )
+    ],
+    "spam": [
+        {"spam": one, "not_spam": other, "ham": other, "not spam": other}
+        for one, other in (
+            ("unwanted", "wanted"), ("advertising", "personal"), ("scam", "fine"), ("block", "keep"), ("bulk", "private"),
+            ("rubbish", "genuine"), ("unsolicited", "ordinary"), ("trash", "real"),
+        )
+    ],
+    "clickbait": [
+        {"clickbait": one, "news": other}
+        for one, other in (
+            ("teaser", "serious"), ("lure", "journalism"), ("sensational", "factual"), ("fluff", "press"), ("hook", "article"),
+            ("entertainment", "information"),
+        )
+    ],
+    "language_id": [
+        dict(zip(("English", "French", "German", "Italian", "Portuguese", "Spanish"), names))
+        for names in (
+            ("en", "fr", "de", "it", "pt", "es"), ("EN", "FR", "DE", "IT", "PT", "ES"),
+            ("english", "french", "german", "italian", "portuguese", "spanish"),
+            ("eng", "fra", "deu", "ita", "por", "spa"),
+            ("English text", "French text", "German text", "Italian text", "Portuguese text", "Spanish text"),
+            ("in English", "in French", "in German", "in Italian", "in Portuguese", "in Spanish"),
+            ("English language", "French language", "German language", "Italian language", "Portuguese language", "Spanish language"),
+        )
+    ],
+}
+RENAME = 0.25  # of those
+DANGER = re.compile(r"\b(kill(ing)? my ?self|suicid|hurt(ing)? my ?self|harm(ing)? my ?self|cut(ting)? my ?self|end (my|it) |to die\b|die\b)", re.I)
 POSITIVE = "joy admiration approval gratitude love amusement excitement caring optimism pride relief desire".split()
 NEGATIVE = (
     "anger annoyance sadness disappointment disapproval disgust embarrassment fear grief nervousness remorse".split()
@@ -183,6 +207,18 @@ def other_list(rng, record, most):
     return prompt.replace(between.join(labels), between.join(chosen)), answer
 
 
+def renamed(rng, record):
+    """The same question with its labels by other names."""
+    labels, prompt, answer = record.get("labels"), record["prompt"], record["answer"]
+    names = rng.choice(RENAMED[record["task"]])
+    between = shown_list(prompt, labels) if labels and len(labels) > 1 and all(label in names for label in labels) else None
+    if between is None or answer not in labels:
+        return None
+    shown = list(labels)
+    rng.shuffle(shown)
+    return prompt.replace(between.join(labels), between.join(names[label] for label in shown)), names[answer]
+
+
 def as_sentiment(rng, record):
     """A question about an emotion as one about positive and negative."""
     labels, answer, prompt = record["labels"], record["answer"], record["prompt"]
@@ -206,12 +242,11 @@ def times(rng, number):
 
 def main():
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
-    passes_of, long_lists, longest, declined_more = STAGES[sys.argv[3]]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     with gzip.open(source, "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
-    served = set(passes_of)
+    served = set(PASSES)
     held = [r for r in records if r["task"] in served and share(r["prompt"]) < HELD_OUT]
     ids = {r["id"] for r in held}
     texts = set()
@@ -238,7 +273,7 @@ def main():
             mapped = as_sentiment(rng, record)
             if mapped and (mapped[1] != "neutral" or rng.random() < 0.5):
                 add(record, *mapped, task="sentiment")
-        if task not in passes_of:
+        if task not in PASSES:
             others.setdefault(task, []).append(record)
         elif task == "intent_closed" or task == "oos_detect" and "clinc150 (or out_of_scope)" in prompt:
             name = record["source"]
@@ -247,7 +282,7 @@ def main():
                 unread += 1
                 add(record, prompt, answer)
                 continue
-            for number in range(times(rng, passes_of[task])):
+            for number in range(times(rng, PASSES[task])):
                 text, name = found
                 if name == "clinc150" and rng.random() < 0.35:
                     name = "clinc150 (or out_of_scope)"
@@ -257,18 +292,24 @@ def main():
                 for _ in range(3):
                     add(record, closed_prompt(rng, fewer_words(rng, found[0]), found[1]), answer)
         else:
-            passes = passes_of[task]
+            passes = IN_DANGER if task == "handoff" and DANGER.search(prompt) else PASSES[task]
             if task == "intent_full_list" and record["source"] in SETS:
-                passes *= long_lists
+                passes *= LONG_LISTS
             for number in range(times(rng, passes)):
+                other = renamed(rng, record) if task in RENAMED and rng.random() < RENAME else None
+                if other:
+                    add(record, *other)
+                    continue
+                if passes == IN_DANGER and number > 0:
+                    prompt = fewer_words(rng, record["prompt"])
                 shorter = task not in ("spam", "clickbait", "oos_detect") and (number > 0 or rng.random() < SHORTER)
                 if task == "intent_full_list":
                     shorter = False
-                add(record, *(other_list(rng, record, longest) if shorter else (prompt, answer)))
+                add(record, *(other_list(rng, record, LONGEST) if shorter else (prompt, answer)))
     for key in sorted(others, key=str):
         group = others[key]
         rng.shuffle(group)
-        for record in group[: declined_more.get(key, DECLINED)]:
+        for record in group[: DECLINED_MORE.get(key, DECLINED)]:
             add(record, record["prompt"], "HANDOFF", task="handoff")
     rng.shuffle(made)
     for name, rows in (("train", made), ("held_out", held)):

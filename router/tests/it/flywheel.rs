@@ -195,6 +195,8 @@ async fn recorded(policies: &Path, data: &Path) -> House {
         ask(&house, remote(question)).await;
     }
     house.app.services().gateway.at_rest().await;
+    // Another process reads the store, which takes the journal's entries in batches.
+    house.app.services().ledger.flush().await;
     house
 }
 
