@@ -1,5 +1,6 @@
 //! `sluice eval model`: a local model's answers to a suite, graded task by task, and how well it foretells text.
 
+pub mod card;
 pub mod cascade;
 mod drafts;
 #[cfg(feature = "lab")]
@@ -28,6 +29,8 @@ use std::time::Duration;
 pub enum EvalVerb {
     /// A local model on a suite of questions, by each task's metric, and on text.
     Model(ModelArguments),
+    /// Two local models side by side: size, speed, what they foretell, answer and have routed elsewhere.
+    Card(card::CardArguments),
     /// Scorers on recorded outcomes that they were not fitted on, beside simple rules.
     Routing(routing::RoutingArguments),
     /// What it is worth that a big scorer teaches the one that decides in microseconds.
@@ -98,6 +101,7 @@ impl ModelArguments {
 pub fn run(verb: &EvalVerb, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match verb {
         EvalVerb::Model(arguments) => model(arguments, out),
+        EvalVerb::Card(arguments) => card::run(arguments, out),
         EvalVerb::Routing(arguments) => routing::run(arguments, out),
         EvalVerb::Student(arguments) => student::run(arguments, out),
         EvalVerb::Cascade(arguments) => cascade::run(arguments, out),

@@ -176,7 +176,7 @@ fn refuse_same(source: &ModelSource, out: &Path) -> anyhow::Result<()> {
 }
 
 /// Prints a report card under what was made, which may be told in more detail.
-fn tell(
+pub fn tell(
     card: &Card,
     (made, detail): (&str, Option<(&str, Value)>),
     as_json: bool,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::cli::quantize::ExamArguments;
 use local_worker::testing::{END, Script};
 
 /// `a` is answered with `yes`, `d` declined, `j` gives JSON.
@@ -108,6 +109,44 @@ fn scores_and_perplexities_are_told_as_json_and_as_a_table() {
     let table = said(&ModelArguments { json: false, ..arguments }).unwrap();
     assert!(table.contains("macro average over 4 tasks: 62.5 %"), "{table}");
     assert!(table.contains("1 prompts longer than the context") && table.contains("perplexity of text: "), "{table}");
+}
+
+#[test]
+fn two_models_are_held_against_each_other() {
+    let bench = Bench::new();
+    let suite = bench.write("suite.jsonl", &lines());
+    let text = bench.write("text.txt", "some text to foretell");
+    let other: &[&[&str]] = &[&["a", "no", END], &["d", "HAND", "OFF", END], &["j", "{\"city\":", "\"Rome\"}", END]];
+    std::fs::write(bench.file("other.gguf"), Script { chains: other, ..CHAINS }.gguf()).unwrap();
+    let model = |name: &str| bench.file(name).display().to_string();
+    let exam = ExamArguments {
+        suite: vec![suite],
+        limit: None,
+        max_tokens: 16,
+        perplexity: Some(text),
+        window: 64,
+        judge: None,
+        threads: 1,
+    };
+    let arguments = card::CardArguments {
+        before: model("model.gguf"),
+        after: model("other.gguf"),
+        catalog: None,
+        exam,
+        json: true,
+    };
+    let said = |arguments: &card::CardArguments| {
+        let mut out = Vec::new();
+        card::run(arguments, &mut out).map(|_| String::from_utf8(out).unwrap())
+    };
+    let told: Value = serde_json::from_str(&said(&arguments).unwrap()).unwrap();
+    assert_eq!(told["answers_changed"], json!(0.4), "{told}");
+    assert_eq!((told["before"]["macro"]["value"].clone(), told["routes_flipped"]["n"].clone()), (json!(0.625), json!(5)));
+    assert!(told["after"]["perplexity"]["value"].as_f64().unwrap() > 1.0);
+    let table = said(&card::CardArguments { json: false, ..arguments.clone() }).unwrap();
+    assert!(table.contains("other.gguf beside") && table.contains("answers that changed: 40.00 %"), "{table}");
+    let error = said(&card::CardArguments { after: model("none.gguf"), ..arguments }).unwrap_err();
+    assert!(format!("{error:#}").contains("none.gguf"), "{error:#}");
 }
 
 #[test]
