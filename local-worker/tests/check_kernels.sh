@@ -17,9 +17,14 @@ cat > "$alone/Cargo.toml" <<TOML
 name = "kernels"
 version = "0.0.0"
 edition = "2024"
+[features]
+default = ["lab"]
+lab = []
 [dependencies]
+gemm = { version = "$(version gemm)", default-features = false, features = ["std"] }
 half = "$(version half)"
 memmap2 = "$(version memmap2)"
+serde = { version = "$(version serde)", features = ["derive"] }
 [dev-dependencies]
 proptest = { version = "$(version proptest)", default-features = false, features = ["std"] }
 [profile.dev]
