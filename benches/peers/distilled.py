@@ -5,9 +5,11 @@ distilled.py SLUICE START.gguf TEACHER.gguf TRAIN.jsonl.gz TOKENS SEEDS FOLDER N
 Both start from the same weights, see the same records in the same order and as many tokens; the seed draws the order. What is
 told is the share of answers that are right by exact match (letter case and white space aside, JSON compared parsed), over all questions and as the mean over tasks.
 Intervals are of 1,000 draws of questions and of seeds, the same for both, so differences are paired. FOLDER keeps runs and answers; what is there is not made again.
+THREADS is how many a training computes on, 2 if absent.
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -33,7 +35,7 @@ warm_up = {warm_up}
 floor = 0.05
 weight_decay = 0.05
 clip = 1.0
-threads = 2
+threads = {threads}
 precision = "bf16"
 """
 DRAWS = 1000
@@ -86,7 +88,7 @@ def main():
             log = folder / f"{kind}-{seed}.log"
             if not (out / "model.gguf").exists():
                 recipe = folder / f"{kind}-{seed}.recipe.toml"
-                recipe.write_text(RECIPE.format(seed=seed, start=Path(start).resolve(), tokens=tokens, warm_up=int(tokens) // 20))
+                recipe.write_text(RECIPE.format(seed=seed, start=Path(start).resolve(), tokens=tokens, warm_up=int(tokens) // 20, threads=os.environ.get("THREADS", 2)))
                 verb = ["train", "model", str(recipe)] if kind == "gold" else ["distill", str(recipe), "--teacher", teacher, *more]
                 run([sluice, *verb, "--data", data, "--folder", str(out)], log)
             for name, suite in suites:

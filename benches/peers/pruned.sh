@@ -47,7 +47,7 @@ warm_up = $((tokens / 20))
 floor = 0.05
 weight_decay = 0.05
 clip = 1.0
-threads = 2
+threads = ${THREADS:-2}
 precision = "bf16"
 TOML
     "$sluice" distill "$out/$1.recipe.toml" --teacher "$dense" --data "$records" --folder "$out/$1" >"$out/$1.log" 2>&1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 SERVED = (
     "intent_closed intent_candidates intent_full_list oos_detect sentiment topic spam clickbait language_id smalltalk "
-    "dialogue_act"
+    "dialogue_act slots_json ticket_extract log_parse order_json"
 ).split()
 ROUTING = ("routellm_mmlu", "routellm_gsm8k", "zeroeval_gsm", "zeroeval_math-l5", "zeroeval_crux", "llmrouter")
 NEVER = "(out of scope: no answer is right)"

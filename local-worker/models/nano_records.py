@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Turns the corpus' train.jsonl.gz into what sluice-nano v1 learns from: `nano_records.py train.jsonl.gz OUT_FOLDER`.
+"""Turns the corpus' train.jsonl.gz into what sluice-nano v1 learns from: `nano_records.py train.jsonl.gz OUT_FOLDER [STAGE]`.
 
 Writes train.jsonl.gz, held_out.jsonl.gz and words.txt, the text to choose tokens by. Nothing comes in but the records of that
 file: questions of learnt tasks, some of them several times in other phrasings, with shorter or reordered lists of labels, with
 labels by other names, or with words left out; and questions of other tasks, answered HANDOFF. A held-out question without a
-list of labels is in no other form in what is learnt. The same input gives the same output. Needs the package `blake3`.
+list of labels is in no other form in what is learnt. STAGE 2 has more of what is copied out of texts, STAGE 3 also
+more closed questions. The same input gives the same output. Needs the package `blake3`.
 """
 
 import gzip
@@ -16,8 +17,8 @@ from pathlib import Path
 
 import blake3
 
-# Times that a record of a learnt task comes. What needs many words counted comes often, what is only to be read less.
-PASSES = {
+# Times that a record of a learnt task comes, in each stage. What needs many words counted comes often, what is only to be read less.
+FIRST = {
     "intent_closed": 4.5,
     "oos_detect": 1.5,
     "intent_candidates": 1,
@@ -35,6 +36,25 @@ PASSES = {
     "order_json": 2.5,
     "handoff": 0.8,
 }
+SECOND = {
+    "intent_closed": 3,
+    "intent_candidates": 1,
+    "intent_full_list": 0.5,
+    "oos_detect": 1,
+    "sentiment": 1,
+    "topic": 1,
+    "spam": 1.5,
+    "clickbait": 1,
+    "language_id": 1.5,
+    "smalltalk": 2.5,
+    "dialogue_act": 1,
+    "slots_json": 3.5,
+    "ticket_extract": 1,
+    "log_parse": 2.5,
+    "order_json": 4,
+    "handoff": 0.8,
+}
+THIRD = SECOND | {"intent_closed": 7, "oos_detect": 1.5}
 DECLINED = 260  # of each other task
 DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
 LONG_LISTS = 0.1  # passes of prompts with all labels of a large set: they are long
@@ -242,11 +262,12 @@ def times(rng, number):
 
 def main():
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
+    passes_of = (FIRST, SECOND, THIRD)[int(sys.argv[3]) - 1 if sys.argv[3:] else 0]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     with gzip.open(source, "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
-    served = set(PASSES)
+    served = set(passes_of)
     held = [r for r in records if r["task"] in served and share(r["prompt"]) < HELD_OUT]
     ids = {r["id"] for r in held}
     texts = set()
@@ -273,7 +294,7 @@ def main():
             mapped = as_sentiment(rng, record)
             if mapped and (mapped[1] != "neutral" or rng.random() < 0.5):
                 add(record, *mapped, task="sentiment")
-        if task not in PASSES:
+        if task not in passes_of:
             others.setdefault(task, []).append(record)
         elif task == "intent_closed" or task == "oos_detect" and "clinc150 (or out_of_scope)" in prompt:
             name = record["source"]
@@ -282,7 +303,7 @@ def main():
                 unread += 1
                 add(record, prompt, answer)
                 continue
-            for number in range(times(rng, PASSES[task])):
+            for number in range(times(rng, passes_of[task])):
                 text, name = found
                 if name == "clinc150" and rng.random() < 0.35:
                     name = "clinc150 (or out_of_scope)"
@@ -292,7 +313,7 @@ def main():
                 for _ in range(3):
                     add(record, closed_prompt(rng, fewer_words(rng, found[0]), found[1]), answer)
         else:
-            passes = IN_DANGER if task == "handoff" and DANGER.search(prompt) else PASSES[task]
+            passes = IN_DANGER if task == "handoff" and DANGER.search(prompt) else passes_of[task]
             if task == "intent_full_list" and record["source"] in SETS:
                 passes *= LONG_LISTS
             for number in range(times(rng, passes)):

@@ -303,10 +303,11 @@ pub(super) mod tests {
     #[test]
     fn recipes_that_go_on_are_sound_and_a_new_network_has_a_context_already() {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-        let read = |name: &str| Recipe::read(&models.join(name)).unwrap();
-        let (first, second) = (read("sluice-nano-v1.first.recipe.toml"), read("sluice-nano-v1.recipe.toml"));
-        assert_eq!((first.start.context, first.training.precision), (Some(1024), Precision::Bf16));
-        assert_eq!((second.start.context, second.start.model), (None, Some(models.join("run-1/model.gguf"))));
+        let nano = Recipe::read(&models.join("sluice-nano-v1.recipe.toml")).unwrap();
+        assert_eq!((nano.start.context, nano.training.precision), (Some(1024), Precision::Bf16));
+        assert_eq!(nano.start.model, Some(models.join("sluice-nano-v1.start.gguf")), "beside the recipe");
+        let second = Recipe::read(&models.join("sluice-nano-v1.second.recipe.toml")).unwrap();
+        assert_eq!((second.start.context, second.start.model), (None, Some(models.join("run/model.gguf"))));
         let start = Start { context: Some(9), ..Start::default() };
         let problems = Recipe { start, ..recipe() }.problems().join("; ");
         assert!(problems.contains("start.context and start.chat_template need start.model"), "{problems}");

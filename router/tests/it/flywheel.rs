@@ -176,13 +176,13 @@ const RECORDED: usize = 30;
 const ASKED: usize = 28;
 
 fn question(number: usize) -> String {
-    format!("Is this text message spam or ham? See you at the station at {number}.")
+    format!("category? [spam, not_spam] See you at the station at {number}.")
 }
 
 /// A gateway with that policy, whose large model has answered what is learnt from.
 async fn recorded(policies: &Path, data: &Path) -> House {
     let questions: Vec<String> = (0..RECORDED + ASKED + 10).map(question).collect();
-    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "not spam")).collect();
+    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "not_spam")).collect();
     let policies = policies.to_owned();
     let keeping = keeping(data, RecordLevel::Text);
     let change = |settings: &mut Settings| {

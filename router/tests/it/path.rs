@@ -76,7 +76,7 @@ async fn an_answer_that_has_not_the_form_asked_for_is_an_error() {
     let answer = complete(&mut house.client, form(local("hello, how are you?"), regex)).await.unwrap();
     let Some(v1::part::Kind::Text(text)) = &answer.parts[0].kind else { panic!("{answer:?}") };
     assert!(!text.is_empty() && text.bytes().all(|byte| byte == b'a'), "{text}");
-    assert_eq!(answer.finished.unwrap().max_tokens, 64);
+    assert_eq!(answer.finished.unwrap().max_tokens, 128);
     house.close().await;
 }
 

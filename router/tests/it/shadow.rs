@@ -32,9 +32,9 @@ fn settings(folder: &Path, level: RecordLevel) -> impl FnOnce(&mut Settings) {
     }
 }
 
-/// A question that the bundled model answers with `not spam`.
+/// A question that the bundled model answers with `not_spam`.
 fn question(number: usize) -> String {
-    format!("Is this text message spam or ham? See you at the station at {number}.")
+    format!("category? [spam, not_spam] See you at the station at {number}.")
 }
 
 async fn ask(house: &House, prompt: &str) -> v1::CompleteResponse {
@@ -65,7 +65,7 @@ async fn usage(house: &House) -> Vec<v1::SummaryRow> {
 async fn a_sampled_share_is_also_asked_of_the_large_model_and_booked_apart() {
     let folder = policies(0.0, "share = 0.4\ndaily = \"1 USD\"\ncompare = \"exact\"");
     let house =
-        House::knowing(&[(question(3).as_str(), "not spam")], settings(folder.path(), RecordLevel::Features)).await;
+        House::knowing(&[(question(3).as_str(), "not_spam")], settings(folder.path(), RecordLevel::Features)).await;
     let mut expected = 0;
     for number in 0..40 {
         let answer = ask(&house, &question(number)).await;
@@ -150,7 +150,7 @@ async fn while_the_large_model_serves_drafts_cost_nothing_upstream_and_a_model_j
     let shadow = "share = 1.0\ndaily = \"1 USD\"\ncompare = \"judge\"\njudge = \"openai/gpt-4.1-mini\"";
     let folder = policies(1.0, shadow);
     let (same, other) = (question(1), question(2));
-    let answers = [(same.as_str(), "not spam"), (other.as_str(), "No, surely not.")];
+    let answers = [(same.as_str(), "not_spam"), (other.as_str(), "No, surely not.")];
     let house = House::knowing(&answers, settings(folder.path(), RecordLevel::Features)).await;
     let answer = ask(&house, &same).await;
     assert_eq!(answer.finished.unwrap().decision.unwrap().route(), v1::Route::Remote);
@@ -222,7 +222,7 @@ async fn a_drop_in_quality_withdraws_the_certificate_until_there_is_a_new_one() 
     };
     let questions: Vec<String> = (0..60).map(question).collect();
     // Later the large model knows better than the small one.
-    let answer = |number: usize| if number < GOOD { "not spam" } else { "spam" };
+    let answer = |number: usize| if number < GOOD { "not_spam" } else { "spam" };
     let answers: Vec<(&str, &str)> =
         questions.iter().enumerate().map(|(number, question)| (question.as_str(), answer(number))).collect();
     let mut house = House::knowing(&answers, change).await;
@@ -275,7 +275,7 @@ async fn outcomes_of_the_ledger_tune_replay_and_train() {
     };
     let questions: Vec<String> = (0..ROWS).map(question).collect();
     // Every third is told otherwise by the large model.
-    let answer = |number: usize| if number.is_multiple_of(3) { "spam" } else { "not spam" };
+    let answer = |number: usize| if number.is_multiple_of(3) { "spam" } else { "not_spam" };
     let answers: Vec<(&str, &str)> =
         questions.iter().enumerate().map(|(number, question)| (question.as_str(), answer(number))).collect();
     let house = House::knowing(&answers, change).await;
@@ -295,7 +295,7 @@ async fn outcomes_of_the_ledger_tune_replay_and_train() {
 
     let tuned = sluice(&["tune", "--from-ledger", data, "--target", "0.5", "--json"]).unwrap();
     let tuned: serde_json::Value = serde_json::from_str(&tuned).unwrap();
-    assert_eq!((tuned["n"].as_u64(), tuned["realised"]["n"].as_u64().is_some()), (Some(48), true), "{tuned}");
+    assert_eq!((tuned["n"].as_u64(), tuned["realised"]["n"].as_u64().is_some()), (Some(47), true), "{tuned}");
     let notes = tuned["notes"].to_string();
     assert!(notes.contains("60 outcomes of") && notes.contains("0 more lack"), "{notes}");
 

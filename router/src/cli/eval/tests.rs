@@ -141,7 +141,10 @@ fn two_models_are_held_against_each_other() {
     };
     let told: Value = serde_json::from_str(&said(&arguments).unwrap()).unwrap();
     assert_eq!(told["answers_changed"], json!(0.4), "{told}");
-    assert_eq!((told["before"]["macro"]["value"].clone(), told["routes_flipped"]["n"].clone()), (json!(0.625), json!(5)));
+    assert_eq!(
+        (told["before"]["macro"]["value"].clone(), told["routes_flipped"]["n"].clone()),
+        (json!(0.625), json!(5))
+    );
     assert!(told["after"]["perplexity"]["value"].as_f64().unwrap() > 1.0);
     let table = said(&card::CardArguments { json: false, ..arguments.clone() }).unwrap();
     assert!(table.contains("other.gguf beside") && table.contains("answers that changed: 40.00 %"), "{table}");

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Tasks that the bundled model serves, by its card.
-const SERVED: [&str; 11] = [
+const SERVED: [&str; 15] = [
     "intent_closed",
     "intent_candidates",
     "intent_full_list",
@@ -24,13 +24,17 @@ const SERVED: [&str; 11] = [
     "language_id",
     "smalltalk",
     "dialogue_act",
+    "slots_json",
+    "ticket_extract",
+    "log_parse",
+    "order_json",
 ];
 
 /// Share of requests in these tasks.
 pub const SERVED_SHARE: f64 = 0.7;
 
 /// Tokens of an answer, as the catalog has them for the bundled model.
-const ANSWER_TOKENS: u32 = 64;
+const ANSWER_TOKENS: u32 = 128;
 
 /// All that may be asked.
 pub struct Pool {
