@@ -15,29 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECIPE = """name = "student"
-seed = {seed}
-format = "q8_0"
-[data]
-licences = ["Apache-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "CDLA-Sharing-1.0", "MIT", "project"]
-decline = "HANDOFF"
-prompt_weight = 0.0
-long_records = "skip"
-holdout_share = 0.01
-[start]
-model = "{start}"
-[training]
-tokens = {tokens}
-batch_tokens = 2048
-peak_rate = 6e-4
-embedding_rate = 0.4
-warm_up = {warm_up}
-floor = 0.05
-weight_decay = 0.05
-clip = 1.0
-threads = {threads}
-precision = "bf16"
-"""
+from student_recipe import recipe
+
 DRAWS = 1000
 
 
@@ -63,15 +42,15 @@ def answers(sluice, model, suite, file, log):
         part.rename(file)
     with open(file, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    return [(row["id"], row["task"], right(row["given"], row["answer"])) for row in rows]
+    return [(row["task"], right(row["given"], row["answer"])) for row in rows]
 
 
 def figures(graded):
     """Share right and mean over tasks."""
     tasks = {}
-    for _, task, grade in graded:
+    for task, grade in graded:
         tasks.setdefault(task, []).append(grade)
-    return 100 * sum(g for _, _, g in graded) / len(graded), 100 * sum(sum(t) / len(t) for t in tasks.values()) / len(tasks)
+    return 100 * sum(g for _, g in graded) / len(graded), 100 * sum(sum(t) / len(t) for t in tasks.values()) / len(tasks)
 
 
 def main():
@@ -87,9 +66,10 @@ def main():
             out = folder / f"{kind}-{seed}"
             log = folder / f"{kind}-{seed}.log"
             if not (out / "model.gguf").exists():
-                recipe = folder / f"{kind}-{seed}.recipe.toml"
-                recipe.write_text(RECIPE.format(seed=seed, start=Path(start).resolve(), tokens=tokens, warm_up=int(tokens) // 20, threads=os.environ.get("THREADS", 2)))
-                verb = ["train", "model", str(recipe)] if kind == "gold" else ["distill", str(recipe), "--teacher", teacher, *more]
+                file = folder / f"{kind}-{seed}.recipe.toml"
+                settings = {"format": "q8_0", "embedding_rate": 0.4, "threads": os.environ.get("THREADS", 2)}
+                file.write_text(recipe(seed=seed, start=Path(start).resolve(), tokens=tokens, **settings))
+                verb = ["train", "model", str(file)] if kind == "gold" else ["distill", str(file), "--teacher", teacher, *more]
                 run([sluice, *verb, "--data", data, "--folder", str(out)], log)
             for name, suite in suites:
                 graded[kind, seed, name] = answers(sluice, out / "model.gguf", suite, folder / f"{kind}-{seed}.{name}.jsonl", log)
@@ -107,9 +87,8 @@ def main():
             drawn = [rng.choice(every) for _ in every]
             both = []
             for kind in ("gold", "distilled"):
-                one = [figures([graded[kind, seed, name][row] for row in rows]) for seed in sorted(set(drawn))]
-                weights = [drawn.count(seed) for seed in sorted(set(drawn))]
-                both.append([sum(w * f[i] for w, f in zip(weights, one)) / len(drawn) for i in (0, 1)])
+                one = {seed: figures([graded[kind, seed, name][row] for row in rows]) for seed in set(drawn)}
+                both.append([sum(one[seed][i] for seed in drawn) / len(drawn) for i in (0, 1)])
             draws.append([both[1][i] - both[0][i] for i in (0, 1)])
         for i, what in ((0, "all answers"), (1, "mean over tasks")):
             told = {kind: [figures(graded[kind, seed, name])[i] for seed in every] for kind in ("gold", "distilled")}

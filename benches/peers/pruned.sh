@@ -22,49 +22,25 @@ if [ "$records" = pydoc ]; then
     python3 benches/peers/pydoc_records.py >"$records"
 fi
 "$sluice" quantize --model "$model" --to f32 --requantize --out "$dense" --json >/dev/null
-card() { # NAME FILE OPTIONS
+changed() { # NAME VERB OPTION...: changes the dense model, which prints the card
     echo "  $1" >&2
-    "$sluice" eval card --before "$dense" --after "$2" --perplexity "$text" "${@:3}" --json >"$out/$1.card.json"
+    "$sluice" "$2" --model "$dense" --out "$out/$1.gguf" --perplexity "$text" "${@:3}" --json >"$out/$1.card.json"
 }
-heal() { # NAME FROM
-    cat >"$out/$1.recipe.toml" <<TOML
-name = "$1"
-seed = 7
-format = "f16"
-[data]
-licences = ["Apache-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "CDLA-Sharing-1.0", "MIT", "project", "PSF-2.0"]
-decline = "HANDOFF"
-prompt_weight = ${PROMPT_WEIGHT:-0.0}
-long_records = "skip"
-holdout_share = 0.02
-[start]
-model = "$2"
-[training]
-tokens = $tokens
-batch_tokens = 2048
-peak_rate = ${RATE:-2e-4}
-warm_up = $((tokens / 20))
-floor = 0.05
-weight_decay = 0.05
-clip = 1.0
-threads = ${THREADS:-2}
-precision = "bf16"
-TOML
-    "$sluice" distill "$out/$1.recipe.toml" --teacher "$dense" --data "$records" --folder "$out/$1" >"$out/$1.log" 2>&1
+heal() { # NAME: trains it on
+    echo "  $1-healed" >&2
+    python3 benches/peers/student_recipe.py name="$1-healed" start="$(realpath "$out/$1.gguf")" tokens="$tokens" peak_rate="${RATE:-2e-4}" \
+        prompt_weight="${PROMPT_WEIGHT:-0.0}" holdout_share=0.02 threads="${THREADS:-2}" >"$out/$1-healed.recipe.toml"
+    "$sluice" distill "$out/$1-healed.recipe.toml" --teacher "$dense" --data "$records" --folder "$out/$1-healed" >"$out/$1-healed.log" 2>&1
+    "$sluice" eval card --before "$dense" --after "$out/$1-healed/model.gguf" --perplexity "$text" "${@:2}" --json >"$out/$1-healed.card.json"
 }
 for format in q8_0 q4_0; do
-    "$sluice" quantize --model "$dense" --to $format --out "$out/$format.gguf" --json >/dev/null
-    card $format "$out/$format.gguf" "$@"
+    changed $format quantize --to $format "$@"
 done
 for zeros in wanda magnitude 2:4; do
-    "$sluice" prune --model "$dense" --zeros $zeros --calibrate "$calibration" --out "$out/$zeros.gguf" --json >/dev/null
-    card $zeros "$out/$zeros.gguf" "$@"
+    changed $zeros prune --zeros $zeros --calibrate "$calibration" "$@"
 done
-for kept in "depth $layers" "half $half"; do
-    read -r kind count <<<"$kept"
-    "$sluice" prune --model "$dense" --layers "$count" --calibrate "$calibration" --to f32 --out "$out/$kind.gguf" --json >"$out/$kind.json"
-    card "$kind" "$out/$kind.gguf" "$@"
-    heal "$kind-healed" "$(realpath "$out/$kind.gguf")"
-    card "$kind-healed" "$out/$kind-healed/model.gguf" "$@"
-done
+changed depth prune --layers "$layers" --calibrate "$calibration" --to f32 "$@"
+heal depth "$@"
+changed half prune --layers "$half" --calibrate "$calibration" --to f32 "$@"
+heal half "$@"
 python3 benches/peers/cards.py "$out"/{q8_0,q4_0,wanda,magnitude,2:4,depth,depth-healed,half,half-healed}.card.json

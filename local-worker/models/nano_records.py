@@ -313,7 +313,8 @@ def main():
                 for _ in range(3):
                     add(record, closed_prompt(rng, fewer_words(rng, found[0]), found[1]), answer)
         else:
-            passes = IN_DANGER if task == "handoff" and DANGER.search(prompt) else passes_of[task]
+            in_danger = task == "handoff" and DANGER.search(prompt)
+            passes = IN_DANGER if in_danger else passes_of[task]
             if task == "intent_full_list" and record["source"] in SETS:
                 passes *= LONG_LISTS
             for number in range(times(rng, passes)):
@@ -321,8 +322,10 @@ def main():
                 if other:
                     add(record, *other)
                     continue
-                if passes == IN_DANGER and number > 0:
-                    prompt = fewer_words(rng, record["prompt"])
+                if in_danger and number > 0:
+                    # Its result is never used: repeats are `shorter`, and other_list reads the record's own prompt. It stays for
+                    # what it draws, so that these are the records that sluice-nano v1 learnt; drop words when it is next trained.
+                    fewer_words(rng, prompt)
                 shorter = task not in ("spam", "clickbait", "oos_detect") and (number > 0 or rng.random() < SHORTER)
                 if task == "intent_full_list":
                     shorter = False

@@ -1,6 +1,6 @@
 //! From recorded traffic to a small model of one's own: what may be taken out of the ledger, and what is left where it is.
 
-use crate::support::{House, certificate, complete, guarded_with, remote, sluice};
+use crate::support::{EASY_ANSWER, House, certificate, complete, easy, guarded_with, remote, sluice};
 use router::domain::{RecordLevel, TenantId};
 use router::ledger::OutcomeFilter;
 use router::score::PairScorer;
@@ -175,14 +175,10 @@ const GATE: &str = "[flywheel]\ngraded = 20\nconfidence = 0.8\nmargin = 0.3\nmax
 const RECORDED: usize = 30;
 const ASKED: usize = 28;
 
-fn question(number: usize) -> String {
-    format!("category? [spam, not_spam] See you at the station at {number}.")
-}
-
 /// A gateway with that policy, whose large model has answered what is learnt from.
 async fn recorded(policies: &Path, data: &Path) -> House {
-    let questions: Vec<String> = (0..RECORDED + ASKED + 10).map(question).collect();
-    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "not_spam")).collect();
+    let questions: Vec<String> = (0..RECORDED + ASKED + 10).map(easy).collect();
+    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), EASY_ANSWER)).collect();
     let policies = policies.to_owned();
     let keeping = keeping(data, RecordLevel::Text);
     let change = |settings: &mut Settings| {
@@ -226,7 +222,7 @@ fn run_of(folder: &Path) -> serde_json::Value {
 
 /// Which model is chosen for a question, and why.
 async fn decided(house: &House, number: usize) -> (String, String) {
-    let answer = complete(&mut house.client.clone(), sluice_proto::client::ask(question(number))).await.unwrap();
+    let answer = complete(&mut house.client.clone(), sluice_proto::client::ask(easy(number))).await.unwrap();
     house.app.services().gateway.at_rest().await;
     let decision = answer.finished.unwrap().decision.unwrap();
     (decision.model, decision.reason.unwrap().code)
@@ -282,7 +278,7 @@ async fn recorded_traffic_becomes_a_model_that_is_tried_promoted_and_taken_back(
     assert!(certificate(listed().await).contains("solve it again"), "what was proven of the old model ended");
     let number = RECORDED + ASKED;
     assert_eq!(decided(&house, number).await, ("openai/gpt-4.1-mini".to_owned(), "no_certificate".to_owned()));
-    let asked = complete(&mut house.client.clone(), crate::support::local(&question(number))).await.unwrap();
+    let asked = complete(&mut house.client.clone(), crate::support::local(&easy(number))).await.unwrap();
     assert_eq!(asked.finished.unwrap().decision.unwrap().model, candidate);
     assert!(called(&words).await.unwrap().contains("promoted: "), "called again it does nothing");
 

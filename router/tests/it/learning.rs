@@ -1,7 +1,7 @@
 //! Learning while serving: from no scorer and no certificate to both, by nothing but traffic; kept over a restart; never on
 //! too little evidence, and never by feedback.
 
-use crate::support::{House, complete, sluice};
+use crate::support::{EASY_ANSWER, House, complete, easy, sluice};
 use router::domain::{RecordLevel, TenantId};
 use router::learn::Status;
 use router::settings::Settings;
@@ -32,11 +32,11 @@ fn settings(folder: &Path, data: &Path, level: RecordLevel) -> impl FnOnce(&mut 
     }
 }
 
-/// Two of three are questions that the bundled model answers with `not_spam`, the others it declines.
+/// Two of three are questions that the bundled model answers right, the others it declines.
 fn question(number: usize) -> String {
     match number % 3 {
         2 => format!("Prove that there is a prime number above {number} and explain each step."),
-        _ => format!("category? [spam, not_spam] See you at the station at {number}."),
+        _ => easy(number),
     }
 }
 
@@ -83,7 +83,7 @@ async fn from_nothing_to_a_certificate_that_outlives_the_process() {
     const ASKED: usize = 90;
     let (folder, data) = (policies("40"), tempfile::tempdir().unwrap());
     let questions = questions(ASKED + 30);
-    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "not_spam")).collect();
+    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), EASY_ANSWER)).collect();
     let change = || settings(folder.path(), data.path(), RecordLevel::Text);
     let house = House::knowing(&answers, change()).await;
     let mut scorers = Vec::new();
@@ -149,7 +149,7 @@ async fn too_little_evidence_stays_remote_and_says_how_much_is_missing() {
     let answers: Vec<(&str, &str)> = questions
         .iter()
         .enumerate()
-        .map(|(number, question)| (question.as_str(), if number % 3 == 0 { "not_spam" } else { "something else" }))
+        .map(|(number, question)| (question.as_str(), if number % 3 == 0 { EASY_ANSWER } else { "something else" }))
         .collect();
     let house = House::knowing(&answers, settings(folder.path(), data.path(), RecordLevel::Text)).await;
     assert!(certificate(&house).await.contains("learning: all remote after 0 outcomes, about 4"), "before any");
@@ -179,7 +179,7 @@ async fn too_little_evidence_stays_remote_and_says_how_much_is_missing() {
 async fn whose_text_is_not_recorded_is_not_learnt_from() {
     let (folder, data) = (policies("40"), tempfile::tempdir().unwrap());
     let questions = questions(12);
-    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), "not_spam")).collect();
+    let answers: Vec<(&str, &str)> = questions.iter().map(|question| (question.as_str(), EASY_ANSWER)).collect();
     let house = House::knowing(&answers, settings(folder.path(), data.path(), RecordLevel::Features)).await;
     for question in &questions {
         assert_eq!(route(&house, question).await.0, v1::Route::Remote);

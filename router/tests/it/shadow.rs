@@ -1,6 +1,6 @@
 //! Shadow runs: the other side is asked at the stated share, within a budget, booked apart, and never where it must not be.
 
-use crate::support::{House, certificate, complete, local, sluice};
+use crate::support::{EASY_ANSWER, House, certificate, complete, easy, local, sluice};
 use router::domain::{NanoUsd, RecordLevel, RequestId, TenantId};
 use router::evidence::certificate::Certificate;
 use router::evidence::grading::sampled;
@@ -32,11 +32,6 @@ fn settings(folder: &Path, level: RecordLevel) -> impl FnOnce(&mut Settings) {
     }
 }
 
-/// A question that the bundled model answers with `not_spam`.
-fn question(number: usize) -> String {
-    format!("category? [spam, not_spam] See you at the station at {number}.")
-}
-
 async fn ask(house: &House, prompt: &str) -> v1::CompleteResponse {
     let mut ask = sluice_proto::client::ask(prompt);
     ask.limits = Some(v1::Limits { max_tokens: Some(8), ..v1::Limits::default() });
@@ -65,10 +60,10 @@ async fn usage(house: &House) -> Vec<v1::SummaryRow> {
 async fn a_sampled_share_is_also_asked_of_the_large_model_and_booked_apart() {
     let folder = policies(0.0, "share = 0.4\ndaily = \"1 USD\"\ncompare = \"exact\"");
     let house =
-        House::knowing(&[(question(3).as_str(), "not_spam")], settings(folder.path(), RecordLevel::Features)).await;
+        House::knowing(&[(easy(3).as_str(), EASY_ANSWER)], settings(folder.path(), RecordLevel::Features)).await;
     let mut expected = 0;
     for number in 0..40 {
-        let answer = ask(&house, &question(number)).await;
+        let answer = ask(&house, &easy(number)).await;
         let decision = answer.finished.unwrap().decision.unwrap();
         assert_eq!(decision.route(), v1::Route::Local);
         expected += usize::from(sampled(&answer.request_id, 0.4));
@@ -114,7 +109,7 @@ async fn the_days_budget_of_shadow_runs_holds_also_after_a_restart() {
     let mut refused = false;
     for number in 0..30 {
         let before = house.simulator.requests().len();
-        ask(&house, &question(number)).await;
+        ask(&house, &easy(number)).await;
         // Each either comes to an outcome, or is refused for good.
         for _ in 0..300 {
             let text = reqwest::get(format!("{}/metrics", house.app.url())).await.unwrap().text().await.unwrap();
@@ -139,7 +134,7 @@ async fn the_days_budget_of_shadow_runs_holds_also_after_a_restart() {
     assert!(refused && spent > NanoUsd::ZERO && spent <= NanoUsd::new(100_000), "{spent} spent");
     house.close().await;
     let house = House::with(change).await;
-    ask(&house, &question(99)).await;
+    ask(&house, &easy(99)).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(house.simulator.requests().is_empty(), "what was spent before is remembered");
     drop(house);
@@ -149,8 +144,8 @@ async fn the_days_budget_of_shadow_runs_holds_also_after_a_restart() {
 async fn while_the_large_model_serves_drafts_cost_nothing_upstream_and_a_model_judges() {
     let shadow = "share = 1.0\ndaily = \"1 USD\"\ncompare = \"judge\"\njudge = \"openai/gpt-4.1-mini\"";
     let folder = policies(1.0, shadow);
-    let (same, other) = (question(1), question(2));
-    let answers = [(same.as_str(), "not_spam"), (other.as_str(), "No, surely not.")];
+    let (same, other) = (easy(1), easy(2));
+    let answers = [(same.as_str(), EASY_ANSWER), (other.as_str(), "No, surely not.")];
     let house = House::knowing(&answers, settings(folder.path(), RecordLevel::Features)).await;
     let answer = ask(&house, &same).await;
     assert_eq!(answer.finished.unwrap().decision.unwrap().route(), v1::Route::Remote);
@@ -176,8 +171,8 @@ async fn what_must_stay_local_or_leaves_no_record_has_no_shadow() {
         let folder = policies(0.0, shadow);
         let house = House::with(settings(folder.path(), level)).await;
         match ask_locally {
-            true => drop(complete(&mut house.client.clone(), local(&question(1))).await.unwrap()),
-            false => drop(ask(&house, &question(1)).await),
+            true => drop(complete(&mut house.client.clone(), local(&easy(1))).await.unwrap()),
+            false => drop(ask(&house, &easy(1)).await),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(house.simulator.requests().is_empty());
@@ -207,7 +202,7 @@ fn certify(folder: &Path, policy: &str, evidence: &str) {
 }
 
 async fn decided(house: &House, number: usize) -> (v1::Route, String) {
-    let decision = ask(house, &question(number)).await.finished.unwrap().decision.unwrap();
+    let decision = ask(house, &easy(number)).await.finished.unwrap().decision.unwrap();
     (decision.route(), decision.reason.unwrap().code)
 }
 
@@ -220,9 +215,9 @@ async fn a_drop_in_quality_withdraws_the_certificate_until_there_is_a_new_one() 
         settings.data_dir = data.path().join("kept");
         self::settings(folder.path(), RecordLevel::Features)(settings);
     };
-    let questions: Vec<String> = (0..60).map(question).collect();
+    let questions: Vec<String> = (0..60).map(easy).collect();
     // Later the large model knows better than the small one.
-    let answer = |number: usize| if number < GOOD { "not_spam" } else { "spam" };
+    let answer = |number: usize| if number < GOOD { EASY_ANSWER } else { "spam" };
     let answers: Vec<(&str, &str)> =
         questions.iter().enumerate().map(|(number, question)| (question.as_str(), answer(number))).collect();
     let mut house = House::knowing(&answers, change).await;
@@ -241,9 +236,8 @@ async fn a_drop_in_quality_withdraws_the_certificate_until_there_is_a_new_one() 
     }
     let withdrawn_at = withdrawn_at.expect("it was withdrawn");
     assert!((GOOD + 2..GOOD + 25).contains(&withdrawn_at), "after {withdrawn_at}");
-    let explained = v1::ExplainRequest {
-        subject: Some(v1::explain_request::Subject::Ask(sluice_proto::client::ask(question(50)))),
-    };
+    let explained =
+        v1::ExplainRequest { subject: Some(v1::explain_request::Subject::Ask(sluice_proto::client::ask(easy(50)))) };
     let explained = house.client.gateway.explain(explained).await.unwrap().into_inner();
     assert!(explained.certificate.starts_with("withdrawn by live checks: "), "{}", explained.certificate);
     assert_eq!(explained.decision.unwrap().reason.unwrap().code, "quality_breach");
@@ -273,14 +267,14 @@ async fn outcomes_of_the_ledger_tune_replay_and_train() {
         settings.data_dir = data.path().join("kept");
         self::settings(folder.path(), RecordLevel::Text)(settings);
     };
-    let questions: Vec<String> = (0..ROWS).map(question).collect();
+    let questions: Vec<String> = (0..ROWS).map(easy).collect();
     // Every third is told otherwise by the large model.
-    let answer = |number: usize| if number.is_multiple_of(3) { "spam" } else { "not_spam" };
+    let answer = |number: usize| if number.is_multiple_of(3) { "spam" } else { EASY_ANSWER };
     let answers: Vec<(&str, &str)> =
         questions.iter().enumerate().map(|(number, question)| (question.as_str(), answer(number))).collect();
     let house = House::knowing(&answers, change).await;
     for number in 0..ROWS {
-        let id = ask(&house, &question(number)).await.request_id;
+        let id = ask(&house, &easy(number)).await.request_id;
         outcomes(&house, number + 1).await;
         if number < 5 {
             // Feedback on what was graded adds no second row.

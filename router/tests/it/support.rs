@@ -116,6 +116,14 @@ impl House {
     }
 }
 
+/// What the bundled model answers to every [`easy`] question.
+pub const EASY_ANSWER: &str = "not_spam";
+
+/// A question that the bundled model answers right, another one for each number.
+pub fn easy(number: usize) -> String {
+    format!("category? [spam, not_spam] See you at the station at {number}.")
+}
+
 /// An ask at temperature 0 that must be served remotely.
 pub fn remote(prompt: &str) -> v1::Ask {
     let mut ask = sluice_proto::client::ask(prompt);

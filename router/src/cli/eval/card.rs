@@ -14,8 +14,8 @@ pub struct CardArguments {
     /// A GGUF file, a folder, or a model of the catalog.
     #[arg(long, value_name = "MODEL")]
     pub before: String,
-    /// What it is held against: what came of it by pruning and healing, say. Text is compared token by token, so the
-    /// vocabularies must be the same for `--perplexity`.
+    /// What it is held against: what came of it by pruning and healing, say. Top-1 agreement compares token by token,
+    /// so it wants the same vocabulary.
     #[arg(long, value_name = "MODEL")]
     pub after: String,
     /// The catalog to look names up in; the one inside the binary if absent.
