@@ -5,17 +5,21 @@ Writes train.jsonl.gz, held_out.jsonl.gz and words.txt, the text to choose token
 file: questions of learnt tasks, some of them several times in other phrasings, with shorter or reordered lists of labels, with
 labels by other names, or with words left out; and questions of other tasks, answered HANDOFF. A held-out question without a
 list of labels is in no other form in what is learnt. STAGE 2 has more of what is copied out of texts, STAGE 3 also
-more closed questions. The same input gives the same output. Needs the package `blake3`.
+more closed questions. STAGE 4 has more of everything that counting words is good at, and asks for fields with other values in the
+text and in another order; lists of labels that no task here has are declined. The same input gives the same output. Needs the package `blake3`.
 """
 
 import gzip
 import json
+import math
 import random
 import re
 import sys
 from pathlib import Path
 
 import blake3
+
+from nano_fields import Fields
 
 # Times that a record of a learnt task comes, in each stage. What needs many words counted comes often, what is only to be read less.
 FIRST = {
@@ -55,9 +59,30 @@ SECOND = {
     "handoff": 0.8,
 }
 THIRD = SECOND | {"intent_closed": 7, "oos_detect": 1.5}
+FOURTH = {
+    "intent_closed": 3.5,
+    "oos_detect": 1,
+    "intent_candidates": 1,
+    "intent_full_list": 5,
+    "sentiment": 3,
+    "topic": 3.5,
+    "spam": 8,
+    "clickbait": 8,
+    "language_id": 10,
+    "smalltalk": 11,
+    "dialogue_act": 2,
+    "slots_json": 5,
+    "ticket_extract": 0.8,
+    "log_parse": 1.5,
+    "order_json": 3,
+    "handoff": 0.8,
+}
 DECLINED = 260  # of each other task
 DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
 LONG_LISTS = 0.1  # passes of prompts with all labels of a large set: they are long
+SHORTER_LATER = 0.4  # of lists, in the fourth stage
+RENAME_LATER = 0.08
+DOMAINS = 1.5  # times that a closed question comes as one about its domain, in the fourth stage
 LONGEST = 7  # labels of a list made shorter
 IN_DANGER = 6  # passes of messages on suicide and self-harm
 EMOTIONS = 0.6  # of questions about emotions, as ones about sentiment
@@ -67,6 +92,14 @@ RESPELT = 0.15  # of lists made shorter
 OWN_WORDS = 0.12  # of closed questions: phrasings that the corpus does not have
 DROP_WORDS = 0.4  # of texts
 DROP_WORD = 0.12
+
+# Kinds that no learnt task asks for, declined in the fourth stage.
+UNFAMILIAR = 2400  # questions
+KINDS = ("definition", "quantity", "place", "who", "thing", "short form", "reason", "moment", "manner", "amount", "product", "human")
+OTHER_KINDS = (
+    ("urgent", "not urgent"), ("formal", "informal"), ("true", "false"), ("past", "present", "future"), ("rude", "polite"),
+    ("fact", "opinion"), ("toxic", "clean"), ("left", "right", "centre"), ("high", "medium", "low"), ("poem", "prose"),
+)
 
 SETS = ("clinc150", "banking77", "hwu64")
 SYSTEM = (
@@ -135,6 +168,7 @@ RENAMED = {
     ],
 }
 RENAME = 0.25  # of those
+OFTEN_SAID = re.compile(r"^(I('m| am) (going|planning|about) to|I plan to|I need to|I want to|Should I|I think)")
 DANGER = re.compile(r"\b(kill(ing)? my ?self|suicid|hurt(ing)? my ?self|harm(ing)? my ?self|cut(ting)? my ?self|end (my|it) |to die\b|die\b)", re.I)
 POSITIVE = "joy admiration approval gratitude love amusement excitement caring optimism pride relief desire".split()
 NEGATIVE = (
@@ -256,13 +290,90 @@ def as_sentiment(rng, record):
     return prompt, mapped
 
 
+def text_of(prompt, labels):
+    """The text that a prompt of one of the usual forms asks about, or nothing."""
+    between = shown_list(without_system(prompt), labels)
+    if between is None:
+        return None
+    prompt = without_system(prompt).replace(between.join(labels), "")
+    for mark in ("Text: ", "Input: ", "Message: ", "### Text\n", "### Message\n", "### Headline\n", "Headline: ", "---\n"):
+        at = prompt.find(mark)
+        if at >= 0:
+            return prompt[at + len(mark) :].split("\n")[0]
+    return None
+
+
+def unfamiliar(rng, record, questions):
+    """A question about labels as one about labels of a kind that is not learnt, for a question in place of its text."""
+    prompt, labels = record["prompt"], record.get("labels")
+    between = shown_list(prompt, labels) if labels and len(labels) > 1 else None
+    text = text_of(prompt, labels) if between else None
+    if not text or prompt.count(text) != 1:
+        return None
+    if rng.random() < 0.7:
+        names, kind = rng.sample(KINDS, rng.randint(3, 7)), rng.choice(("question type", "answer type", "kind of question"))
+        other = rng.choice(questions)
+    else:
+        names, kind = list(rng.choice(OTHER_KINDS)), rng.choice(("tone", "class", "kind", "style"))
+        rng.shuffle(names)
+        other = text if rng.random() < 0.7 else rng.choice(questions)
+    prompt = prompt.replace(between.join(labels), between.join(names)).replace(text, other)
+    return re.sub(r"\b(sentiment|topic|dialogue act|category|label)\b", kind, prompt)
+
+
+def domains(records):
+    """The domain of each intent that a closed question can be asked about as a topic, by source.
+
+    Of HWU64 it is the beginning of the label. Of CLINC150 the words of its topic questions vote (naive Bayes), text by text.
+    """
+    of, words, sizes = {"hwu64": {}, "clinc150": {}}, {}, {}
+    asked = [r for r in records if r["task"] == "topic" and r["source"] == "clinc150" and r.get("labels")]
+    for record in asked:
+        name = re.sub(r"[ -]", "_", record["answer"].lower())
+        for word in re.findall(r"[a-z']+", (text_of(record["prompt"], record["labels"]) or "").lower()):
+            words.setdefault(name, {}).setdefault(word, 0)
+            words[name][word] += 1
+            sizes[name] = sizes.get(name, 0) + 1
+    votes = {}
+    for record in records:
+        if record["task"] != "intent_closed" or record["source"] not in of:
+            continue
+        if record["source"] == "hwu64":
+            of["hwu64"][record["answer"]] = record["answer"].split("_")[0]
+            continue
+        found = closed_text(record["prompt"], (record["source"],))
+        told = re.findall(r"[a-z']+", found[0].lower()) if found else []
+        score = lambda name: sum(math.log((words[name].get(word, 0) + 0.5) / (sizes[name] + 2000)) for word in told)
+        if told:
+            best = max(sorted(words), key=score)
+            one = votes.setdefault(record["answer"], {})
+            one[best] = one.get(best, 0) + 1
+    of["clinc150"] = {intent: max(sorted(one), key=one.get) for intent, one in votes.items()}
+    return of
+
+
+def as_topic(rng, text, domain, asked):
+    """A closed question's text in the form and with the list of a question about topics."""
+    like = rng.choice(asked)
+    prompt, labels = like["prompt"], like["labels"]
+    old, between = text_of(prompt, labels), shown_list(prompt, labels)
+    spelt = {re.sub(r"[ -]", "_", label.lower()): label for label in labels}
+    if not old or domain not in spelt or prompt.count(old) != 1:
+        return None
+    shown = list(labels)
+    rng.shuffle(shown)
+    told = json.dumps(text, ensure_ascii=False)[1:-1] if prompt.startswith("{") else text
+    return prompt.replace(between.join(labels), between.join(shown)).replace(old, told), spelt[domain]
+
+
 def times(rng, number):
     return int(number) + (rng.random() < number - int(number))
 
 
 def main():
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
-    passes_of = (FIRST, SECOND, THIRD)[int(sys.argv[3]) - 1 if sys.argv[3:] else 0]
+    stage = int(sys.argv[3]) if sys.argv[3:] else 1
+    passes_of = (FIRST, SECOND, THIRD, FOURTH)[stage - 1]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     with gzip.open(source, "rt", encoding="utf-8") as file:
@@ -277,6 +388,13 @@ def main():
             texts.add(found[0])
     texts = sorted(texts)
     made, dropped, unread = [], 0, 0
+    fields = Fields([r for r in records if r["task"] == "slots_json" and r["id"] not in ids]) if stage >= 4 else None
+    domain_of = domains(records) if stage >= 4 else {}
+    topics = {}
+    for record in records:
+        if record["task"] == "topic" and record["source"] in domain_of and record["id"] not in ids and record.get("labels"):
+            topics.setdefault(record["source"], []).append(record)
+    rename, shorten = (RENAME, SHORTER) if stage < 4 else (RENAME_LATER, SHORTER_LATER)
 
     def add(record, prompt, answer, task=None):
         made.append({"id": f"{record['id']}-{len(made)}", "task": task or record["task"], "source": record["source"],
@@ -309,24 +427,41 @@ def main():
                     name = "clinc150 (or out_of_scope)"
                 text = text if number == 0 else fewer_words(rng, text)
                 add(record, closed_prompt(rng, text, name), answer)
+            if found[1] in topics and answer in domain_of[found[1]]:
+                for number in range(times(rng, DOMAINS)):
+                    text = found[0] if number == 0 else fewer_words(rng, found[0])
+                    other = as_topic(rng, text, domain_of[found[1]][answer], topics[found[1]])
+                    if other:
+                        add(record, *other, task="topic")
             if answer == "out_of_scope":
                 for _ in range(3):
                     add(record, closed_prompt(rng, fewer_words(rng, found[0]), found[1]), answer)
         else:
             in_danger = task == "handoff" and DANGER.search(prompt)
             passes = IN_DANGER if in_danger else passes_of[task]
+            if stage >= 4 and task == "handoff" and record["source"] == "chitchat":
+                in_danger = True  # all that it declines
+                passes = IN_DANGER if OFTEN_SAID.search(prompt) else 4 * IN_DANGER
             if task == "intent_full_list" and record["source"] in SETS:
                 passes *= LONG_LISTS
             for number in range(times(rng, passes)):
-                other = renamed(rng, record) if task in RENAMED and rng.random() < RENAME else None
+                other = renamed(rng, record) if task in RENAMED and rng.random() < rename else None
                 if other:
                     add(record, *other)
                     continue
+                if task == "slots_json" and fields and number > 0:
+                    add(record, *fields.varied(rng, record))
+                    continue
+                if task == "smalltalk" and stage >= 4 and number > 0:
+                    add(record, fewer_words(rng, prompt), answer)
+                    continue
                 if in_danger and number > 0:
-                    # Its result is never used: repeats are `shorter`, and other_list reads the record's own prompt. It stays for
-                    # what it draws, so that these are the records that sluice-nano v1 learnt; drop words when it is next trained.
-                    fewer_words(rng, prompt)
-                shorter = task not in ("spam", "clickbait", "oos_detect") and (number > 0 or rng.random() < SHORTER)
+                    # Before the fourth stage only drawn, not used: what the first three learnt must stay what it is.
+                    fewer = fewer_words(rng, prompt)
+                    if stage >= 4:
+                        add(record, fewer, answer)
+                        continue
+                shorter = task not in ("spam", "clickbait", "oos_detect") and ((number > 0 and stage < 4) or rng.random() < shorten)
                 if task == "intent_full_list":
                     shorter = False
                 add(record, *(other_list(rng, record, LONGEST) if shorter else (prompt, answer)))
@@ -335,6 +470,16 @@ def main():
         rng.shuffle(group)
         for record in group[: DECLINED_MORE.get(key, DECLINED)]:
             add(record, record["prompt"], "HANDOFF", task="handoff")
+    if stage >= 4:
+        questions = [r["prompt"].split("\n")[-1] for r in records if r["source"] in ("disfl-qa", "gsm8k") and "?" in r["prompt"][-2:]]
+        asked = [r for r in records if r["task"] in ("sentiment", "topic", "dialogue_act", "spam", "emotion") and r["id"] not in ids]
+        declined = 0
+        while declined < UNFAMILIAR:
+            record = rng.choice(asked)
+            prompt = unfamiliar(rng, record, questions)
+            if prompt:
+                add(record, prompt, "HANDOFF", task="handoff")
+                declined += 1
     rng.shuffle(made)
     for name, rows in (("train", made), ("held_out", held)):
         with gzip.GzipFile(out / f"{name}.jsonl.gz", "wb", compresslevel=4, mtime=0) as file:

@@ -11,7 +11,7 @@ import json
 import random
 import sys
 
-from nano_records import SETS, closed_text, shown_list, without_system
+from nano_records import SETS, closed_text, text_of
 
 PHRASINGS = (
     ("What would {set} call this request? >> ", " <<"),
@@ -31,19 +31,6 @@ WORDS = {
                                "Italian": "Italian tongue", "Portuguese": "Portuguese tongue", "Spanish": "Spanish tongue"}),
     "clickbait": ("style", {"clickbait": "bait", "news": "report"}),
 }
-
-
-def text_of(prompt, labels):
-    """The text that a prompt of one of the usual forms asks about, or nothing."""
-    between = shown_list(without_system(prompt), labels)
-    if between is None:
-        return None
-    prompt = without_system(prompt).replace(between.join(labels), "")
-    for mark in ("Text: ", "Input: ", "Message: ", "### Text\n", "### Message\n", "### Headline\n", "Headline: ", "---\n"):
-        at = prompt.find(mark)
-        if at >= 0:
-            return prompt[at + len(mark) :].split("\n")[0]
-    return None
 
 
 def main():

@@ -27,6 +27,7 @@ impl ActivationBlock {
     pub const ZERO: Self = Self { q: [0; BLOCK], sums: [0; 2], scale: 0.0, total: 0.0 };
 
     /// The sum of all integers, or of one half of them.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub fn sum<const PARTS: usize>(&self, part: usize) -> i32 {
         match (PARTS, part) {
