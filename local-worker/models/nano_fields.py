@@ -28,6 +28,12 @@ def objects(record):
     return found if flat else None
 
 
+def lists_of(prompt, start, names):
+    """Where the prompt, from a place on, lists fields with all these among them, and what stands between two."""
+    found = ((match, mark) for pattern, mark in LISTS for match in pattern.finditer(prompt, start))
+    return [(match, mark) for match, mark in found if set(names) <= set(match[0].split(mark))]
+
+
 class Fields:
     """What the records know: values of each field of a source, and words to make values of."""
 
@@ -75,31 +81,24 @@ class Fields:
         if not found:
             return prompt, answer
         asked = len(prompt.split("\n")[0]) + 1 if prompt.startswith("The user was asked for") else 0
-        shown = [
-            (match, mark)
-            for pattern, mark in LISTS
-            for match in pattern.finditer(prompt, asked)
-            if set(found) <= set(match[0].split(mark))
-        ]
+        shown = lists_of(prompt, asked, found)
         if rng.random() < OTHER_VALUES:
             for name, value in found.items():
                 if value is None or '"' in value or "\\" in value:
                     continue
                 places = list(re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", prompt))
                 others = [other for other in found.values() if other and other != value and (value in other or other in value)]
-                if len(places) != 1 or others or any(match.start() < places[0].end() and places[0].start() < match.end() for match, _ in shown):
+                if len(places) != 1 or others:
+                    continue
+                start, end = places[0].span()
+                if any(match.start() < end and start < match.end() for match, _ in shown):
                     continue
                 other = self.other_value(rng, record["source"], name, value)
                 if not other or other in prompt or any(c in other for c in '"\\\n'):
                     continue
-                prompt = prompt[: places[0].start()] + other + prompt[places[0].end() :]
+                prompt = prompt[:start] + other + prompt[end:]
                 found[name] = other
-                shown = [
-                    (match, mark)
-                    for pattern, mark in LISTS
-                    for match in pattern.finditer(prompt, asked)
-                    if set(found) <= set(match[0].split(mark))
-                ]
+                shown = lists_of(prompt, asked, found)
         if len(shown) == 1 and rng.random() < OTHER_ORDER:
             match, mark = shown[0]
             names = match[0].split(mark)

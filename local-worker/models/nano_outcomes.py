@@ -13,10 +13,9 @@ import random
 import sys
 from pathlib import Path
 
-SERVED = (
-    "intent_closed intent_candidates intent_full_list oos_detect sentiment topic spam clickbait language_id smalltalk "
-    "dialogue_act slots_json ticket_extract log_parse order_json"
-).split()
+from nano_records import FIRST
+
+SERVED = FIRST.keys() - {"handoff"}
 ROUTING = ("routellm_mmlu", "routellm_gsm8k", "zeroeval_gsm", "zeroeval_math-l5", "zeroeval_crux", "llmrouter")
 NEVER = "(out of scope: no answer is right)"
 DECLINED = 130  # of each task that is declined

@@ -157,11 +157,10 @@ proptest! {
 #[test]
 #[cfg_attr(miri, ignore = "a quarter of an hour and not through; the team's own tests share outputs under Miri")]
 fn threads_change_no_bit() {
-    let rows = 300;
     let team = Arc::new(Team::new("team", 3).unwrap());
-    let quantised = KINDS.map(|kind| Matrix::Quantized(matrix(kind, rows, 256, 4)));
+    let quantised = KINDS.map(|kind| Matrix::Quantized(matrix(kind, 300, 256, 4)));
     let weight = |row: usize, col: usize| pseudo(4, row * 256 + col);
-    let dense = Matrix::Dense(DenseMatrix::pack_single(&mut Memory::default(), (rows, 256), weight));
+    let dense = Matrix::Dense(DenseMatrix::pack_single(&mut Memory::default(), (300, 256), weight));
     for (number, matrix) in quantised.iter().chain([&dense]).enumerate() {
         for level in Level::available() {
             let alone = activations(level, 5, 256, 8);
@@ -170,7 +169,7 @@ fn threads_change_no_bit() {
                 shared.reset(5, 256)[row * 256..(row + 1) * 256].copy_from_slice(alone.row(row));
             }
             shared.quantize(level);
-            let (mut want, mut got) = (vec![0.0; 5 * rows], vec![0.0; 5 * rows]);
+            let (mut want, mut got) = (vec![0.0; 5 * 300], vec![0.0; 5 * 300]);
             matrix.multiply(level, &alone, &mut want);
             matrix.multiply(level, &shared, &mut got);
             assert_eq!(want, got, "{number} {level:?}");
