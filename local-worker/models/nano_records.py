@@ -7,7 +7,8 @@ labels by other names, or with words left out; and questions of other tasks, ans
 list of labels is in no other form in what is learnt (but that texts of declined questions, a few of them held out, are declined
 under other labels too). STAGE 2 has more of what is copied out of texts, STAGE 3 also more closed questions. STAGE 4 has more of
 everything that counting words is good at, and asks for fields with other values in the text and in another order; lists of labels
-that no task here has are declined. STAGE 5 is the same with more closed questions and fields again.
+that no task here has are declined. STAGE 5 is the same with more closed questions and fields again. STAGE 6 leaves words out of
+texts of most tasks, and asks SNIPS' and Bitext's texts with all labels of theirs, texts of questions about fields among them.
 The same input gives the same output. Needs the package `blake3`.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import blake3
 
-from nano_fields import Fields
+from nano_fields import Fields, lists_of, objects
 
 # Times that a record of a learnt task comes, in each stage. What needs many words counted comes often, what is only to be read less.
 FIRST = {
@@ -93,12 +94,30 @@ FIFTH = FOURTH | {
     "slots_json": 6,
     "order_json": 2.5,
 }
+SIXTH = FOURTH | {
+    "intent_closed": 4,
+    "intent_candidates": 0.5,
+    "intent_full_list": 1.5,
+    "sentiment": 2.5,
+    "topic": 3,
+    "spam": 4,
+    "clickbait": 4,
+    "language_id": 5,
+    "smalltalk": 7,
+    "dialogue_act": 1,
+    "slots_json": 3.2,
+    "log_parse": 0.7,
+    "ticket_extract": 0.5,
+    "order_json": 1.5,
+}
 DECLINED = 260  # of each other task
 DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
 LONG_LISTS = 0.1  # passes of prompts with all labels of a large set: they are long
 SHORTER_LATER = 0.4  # of lists, in the fourth stage
 RENAME_LATER = 0.08
-DOMAINS = {4: 1.5, 5: 0.4}  # times that a closed question comes as one about its domain, by stage
+DOMAINS = {4: 1.5, 5: 0.4, 6: 0.4}  # times that a closed question comes as one about its domain, by stage
+ALL_LABELS = {"intent_candidates": 1, "slots_json": 0.4}  # times that a text of SNIPS or Bitext comes with all their labels, in the sixth
+FEWER_WORDS = {"sentiment", "topic", "spam", "clickbait", "language_id", "intent_candidates", "intent_full_list"}  # in the sixth
 LONGEST = 7  # labels of a list made shorter
 IN_DANGER = 6  # passes of messages on suicide and self-harm
 EMOTIONS = 0.6  # of questions about emotions, as ones about sentiment
@@ -368,18 +387,65 @@ def domains(records):
     return of
 
 
-def as_topic(rng, text, domain, asked):
-    """A closed question's text in the form and with the list of a question about topics."""
+def fields_asked(record):
+    """The text of a question about fields and the fields, if there are several and all but one of its lines are of a usual form."""
+    prompt, found = without_system(record["prompt"]), objects(record)
+    shown = lists_of(prompt, 0, found) if found else []
+    if len(shown) != 1:
+        return None
+    match, mark = shown[0]
+    if prompt.startswith("{"):
+        lines = [json.loads(prompt).get("text")]
+    else:
+        other = (line for line in prompt.split("\n") if line and match[0] not in line)
+        lines = [line for line in other if not line.startswith(("### ", "Task: ", "JSON", "Output:"))]
+    if len(lines) != 1 or not lines[0]:
+        return None
+    return re.sub(r'^(Text: |Input: |Utterance: |")|"$', "", lines[0]), match[0].split(mark)
+
+
+def requests(records):
+    """The text and the intent of each SNIPS question about fields, by id. Fields vote (naive Bayes), by texts that are asked about in both ways."""
+    intents, fields, sizes, asked = {}, {}, {}, {}
+    for record in records:
+        if record["source"] != "snips":
+            continue
+        if record["task"] == "slots_json":
+            found = fields_asked(record)
+            if found:
+                asked[record["id"]] = found
+        elif text_of(record["prompt"], record["labels"]):
+            intents[plain(text_of(record["prompt"], record["labels"]))] = plain(record["answer"])
+    for text, names in asked.values():
+        intent = intents.get(plain(text))
+        for name in names if intent else ():
+            one = fields.setdefault(intent, {})
+            one[name] = one.get(name, 0) + 1
+            sizes[intent] = sizes.get(intent, 0) + 1
+    score = lambda intent, names: sum(math.log((fields[intent].get(name, 0) + 0.1) / (sizes[intent] + 5)) for name in names)
+    return {id: (text, max(sorted(fields), key=lambda intent: score(intent, names))) for id, (text, names) in asked.items()}
+
+
+def as_asked(rng, text, domain, asked):
+    """A text in the form and with the list of one of these questions, such as a closed question's as one about topics."""
     like = rng.choice(asked)
     prompt, labels = like["prompt"], like["labels"]
     old, between = text_of(prompt, labels), shown_list(prompt, labels)
-    spelt = {re.sub(r"[ -]", "_", label.lower()): label for label in labels}
-    if not old or domain not in spelt or prompt.count(old) != 1:
+    spelt = {plain(label): label for label in labels}
+    if not old or plain(domain) not in spelt or prompt.count(old) != 1:
         return None
     shown = list(labels)
     rng.shuffle(shown)
     told = json.dumps(text, ensure_ascii=False)[1:-1] if prompt.startswith("{") else text
-    return prompt.replace(between.join(labels), between.join(shown)).replace(old, told), spelt[domain]
+    return prompt.replace(between.join(labels), between.join(shown)).replace(old, told), spelt[plain(domain)]
+
+
+def in_fewer_words(rng, record):
+    """The same question about a text with words left out of it, where it can be told from the rest."""
+    text = text_of(record["prompt"], record["labels"]) if len(record.get("labels") or ()) > 1 else None
+    if not text or record["prompt"].count(text) != 1:
+        return record
+    return record | {"prompt": record["prompt"].replace(text, fewer_words(rng, text))}
 
 
 def times(rng, number):
@@ -389,7 +455,7 @@ def times(rng, number):
 def main():
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
     stage = int(sys.argv[3]) if sys.argv[3:] else 1
-    passes_of = (FIRST, SECOND, THIRD, FOURTH, FIFTH)[stage - 1]
+    passes_of = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH)[stage - 1]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     with gzip.open(source, "rt", encoding="utf-8") as file:
@@ -410,6 +476,12 @@ def main():
     for record in records:
         if record["task"] == "topic" and record["source"] in domain_of and record["id"] not in ids and record.get("labels"):
             topics.setdefault(record["source"], []).append(record)
+    request_of = requests([r for r in records if r["id"] not in ids]) if stage >= 6 else {}
+    all_labels = {}
+    for record in records:
+        if record["task"] == "intent_full_list" and record["id"] not in ids and record["source"] in ("snips", "bitext"):
+            if text_of(record["prompt"], record["labels"]):
+                all_labels.setdefault(record["source"], []).append(record)
     rename, shorten = (RENAME, SHORTER) if stage < 4 else (RENAME_LATER, SHORTER_LATER)
 
     def add(record, prompt, answer, task=None):
@@ -446,7 +518,7 @@ def main():
             if found[1] in topics and answer in domain_of[found[1]]:
                 for number in range(times(rng, DOMAINS[stage])):
                     text = found[0] if number == 0 else fewer_words(rng, found[0])
-                    other = as_topic(rng, text, domain_of[found[1]][answer], topics[found[1]])
+                    other = as_asked(rng, text, domain_of[found[1]][answer], topics[found[1]])
                     if other:
                         add(record, *other, task="topic")
             if answer == "out_of_scope":
@@ -477,10 +549,20 @@ def main():
                     if stage >= 4:
                         add(record, fewer, answer)
                         continue
+                said = in_fewer_words(rng, record) if stage >= 6 and number > 0 and task in FEWER_WORDS else record
                 shorter = task not in ("spam", "clickbait", "oos_detect") and ((number > 0 and stage < 4) or rng.random() < shorten)
                 if task == "intent_full_list":
                     shorter = False
-                add(record, *(other_list(rng, record, LONGEST) if shorter else (prompt, answer)))
+                add(record, *(other_list(rng, said, LONGEST) if shorter else (said["prompt"], answer)))
+            if stage >= 6 and task in ALL_LABELS and record["source"] in all_labels:
+                text, intent = request_of.get(record["id"], (None, None))
+                if task == "intent_candidates":
+                    text, intent = text_of(prompt, record["labels"]), answer
+                for number in range(times(rng, ALL_LABELS[task]) if text else 0):
+                    text = text if number == 0 else fewer_words(rng, text)
+                    other = as_asked(rng, text, intent, all_labels[record["source"]])
+                    if other:
+                        add(record, *other, task="intent_full_list")
     for key in sorted(others, key=str):
         group = others[key]
         rng.shuffle(group)
