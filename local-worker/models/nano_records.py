@@ -356,19 +356,35 @@ def unfamiliar(rng, record, questions):
     return re.sub(r"\b(sentiment|topic|dialogue act|category|label)\b", kind, prompt)
 
 
+class Votes:
+    """Naive Bayes over words, each count of a word raised by one number and each size of a class by another."""
+
+    def __init__(self, word_more, size_more):
+        self.words, self.sizes, self.word_more, self.size_more = {}, {}, word_more, size_more
+
+    def learn(self, name, words):
+        for word in words:
+            one = self.words.setdefault(name, {})
+            one[word] = one.get(word, 0) + 1
+            self.sizes[name] = self.sizes.get(name, 0) + 1
+
+    def score(self, name, words):
+        return sum(math.log((self.words[name].get(word, 0) + self.word_more) / (self.sizes[name] + self.size_more)) for word in words)
+
+    def best(self, words):
+        return max(sorted(self.words), key=lambda name: self.score(name, words))
+
+
 def domains(records):
     """The domain of each intent that a closed question can be asked about as a topic, by source.
 
     Of HWU64 it is the beginning of the label. Of CLINC150 the words of its topic questions vote (naive Bayes), text by text.
     """
-    of, words, sizes = {"hwu64": {}, "clinc150": {}}, {}, {}
+    of, words = {"hwu64": {}, "clinc150": {}}, Votes(0.5, 2000)
     asked = [r for r in records if r["task"] == "topic" and r["source"] == "clinc150" and r.get("labels")]
     for record in asked:
         name = re.sub(r"[ -]", "_", record["answer"].lower())
-        for word in re.findall(r"[a-z']+", (text_of(record["prompt"], record["labels"]) or "").lower()):
-            words.setdefault(name, {}).setdefault(word, 0)
-            words[name][word] += 1
-            sizes[name] = sizes.get(name, 0) + 1
+        words.learn(name, re.findall(r"[a-z']+", (text_of(record["prompt"], record["labels"]) or "").lower()))
     votes = {}
     for record in records:
         if record["task"] != "intent_closed" or record["source"] not in of:
@@ -378,9 +394,8 @@ def domains(records):
             continue
         found = closed_text(record["prompt"], (record["source"],))
         told = re.findall(r"[a-z']+", found[0].lower()) if found else []
-        score = lambda name: sum(math.log((words[name].get(word, 0) + 0.5) / (sizes[name] + 2000)) for word in told)
         if told:
-            best = max(sorted(words), key=score)
+            best = words.best(told)
             one = votes.setdefault(record["answer"], {})
             one[best] = one.get(best, 0) + 1
     of["clinc150"] = {intent: max(sorted(one), key=one.get) for intent, one in votes.items()}
@@ -406,7 +421,7 @@ def fields_asked(record):
 
 def requests(records):
     """The text and the intent of each SNIPS question about fields, by id. Fields vote (naive Bayes), by texts that are asked about in both ways."""
-    intents, fields, sizes, asked = {}, {}, {}, {}
+    intents, asked, fields = {}, {}, Votes(0.1, 5)
     for record in records:
         if record["source"] != "snips":
             continue
@@ -414,30 +429,26 @@ def requests(records):
             found = fields_asked(record)
             if found:
                 asked[record["id"]] = found
-        elif text_of(record["prompt"], record["labels"]):
-            intents[plain(text_of(record["prompt"], record["labels"]))] = plain(record["answer"])
+        elif text := text_of(record["prompt"], record["labels"]):
+            intents[plain(text)] = plain(record["answer"])
     for text, names in asked.values():
-        intent = intents.get(plain(text))
-        for name in names if intent else ():
-            one = fields.setdefault(intent, {})
-            one[name] = one.get(name, 0) + 1
-            sizes[intent] = sizes.get(intent, 0) + 1
-    score = lambda intent, names: sum(math.log((fields[intent].get(name, 0) + 0.1) / (sizes[intent] + 5)) for name in names)
-    return {id: (text, max(sorted(fields), key=lambda intent: score(intent, names))) for id, (text, names) in asked.items()}
+        if plain(text) in intents:
+            fields.learn(intents[plain(text)], names)
+    return {id: (text, fields.best(names)) for id, (text, names) in asked.items()}
 
 
-def as_asked(rng, text, domain, asked):
-    """A text in the form and with the list of one of these questions, such as a closed question's as one about topics."""
+def as_asked(rng, text, label, asked):
+    """A text with its label in the form and with the list of one of these questions, such as a closed question's as one about topics."""
     like = rng.choice(asked)
     prompt, labels = like["prompt"], like["labels"]
     old, between = text_of(prompt, labels), shown_list(prompt, labels)
-    spelt = {plain(label): label for label in labels}
-    if not old or plain(domain) not in spelt or prompt.count(old) != 1:
+    spelt = {plain(name): name for name in labels}
+    if not old or plain(label) not in spelt or prompt.count(old) != 1:
         return None
     shown = list(labels)
     rng.shuffle(shown)
     told = json.dumps(text, ensure_ascii=False)[1:-1] if prompt.startswith("{") else text
-    return prompt.replace(between.join(labels), between.join(shown)).replace(old, told), spelt[plain(domain)]
+    return prompt.replace(between.join(labels), between.join(shown)).replace(old, told), spelt[plain(label)]
 
 
 def in_fewer_words(rng, record):
