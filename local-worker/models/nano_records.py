@@ -9,6 +9,8 @@ under other labels too). STAGE 2 has more of what is copied out of texts, STAGE 
 everything that counting words is good at, and asks for fields with other values in the text and in another order; lists of labels
 that no task here has are declined. STAGE 5 is the same with more closed questions and fields again. STAGE 6 leaves words out of
 texts of most tasks, and asks SNIPS' and Bitext's texts with all labels of theirs, texts of questions about fields among them.
+STAGE 7 is for what counting words still does better: more words left out, texts asked about in forms of other questions, small talk
+in both tones, more closed questions as ones about topics; and for lists to be read: many more names of labels and forms around them.
 The same input gives the same output. Needs the package `blake3`.
 """
 
@@ -23,6 +25,7 @@ from pathlib import Path
 import blake3
 
 from nano_fields import Fields, lists_of, objects
+from nano_forms import CLOSED, LANGUAGE_NAMES, NAMES, NOUNS, OWN, OWN_LISTS, OWN_MORE, RENAMED, SAME_NAMES, SYSTEM
 
 # Times that a record of a learnt task comes, in each stage. What needs many words counted comes often, what is only to be read less.
 FIRST = {
@@ -110,23 +113,44 @@ SIXTH = FOURTH | {
     "ticket_extract": 0.5,
     "order_json": 1.5,
 }
+SEVENTH = SIXTH | {
+    "intent_closed": 2.5,
+    "intent_candidates": 0.4,
+    "intent_full_list": 1,
+    "sentiment": 2.5,
+    "topic": 2,
+    "spam": 4,
+    "clickbait": 4,
+    "language_id": 4,
+    "smalltalk": 9,
+    "dialogue_act": 0.8,
+    "slots_json": 1.5,
+    "log_parse": 0.4,
+    "ticket_extract": 0.3,
+    "order_json": 1,
+    "handoff": 0.8,
+}
 DECLINED = 260  # of each other task
 DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
 LONG_LISTS = 0.1  # passes of prompts with all labels of a large set: they are long
 SHORTER_LATER = 0.4  # of lists, in the fourth stage
-RENAME_LATER = 0.08
-DOMAINS = {4: 1.5, 5: 0.4, 6: 0.4}  # times that a closed question comes as one about its domain, by stage
+RENAME, RENAME_LATER = 0.25, 0.08  # of questions whose labels may have other names; the second from the fourth stage on
+RENAME_LAST = 0.2  # in the seventh, of those whose text has words left out: each label by any name
+OWN_FORM, OWN_FORM_RENAMED = 0.12, 0.4  # of those, in the seventh: in a form that the corpus does not have
+DOMAINS = {4: 1.5, 5: 0.4, 6: 0.4, 7: 1}  # times that a closed question comes as one about its domain, by stage
 ALL_LABELS = {"intent_candidates": 1, "slots_json": 0.4}  # times that a text of SNIPS or Bitext comes with all their labels, in the sixth
-FEWER_WORDS = {"sentiment", "topic", "spam", "clickbait", "language_id", "intent_candidates", "intent_full_list"}  # in the sixth
+FEWER_WORDS = {"sentiment", "topic", "spam", "clickbait", "language_id", "intent_candidates", "intent_full_list"}  # from the sixth on
+REVIEWS = 2.5  # passes of reviews for one of other sentiments, in the seventh
+OTHER_FORM = 0.5  # of texts with words left out, in the seventh: asked about in the form of another question
 LONGEST = 7  # labels of a list made shorter
 IN_DANGER = 6  # passes of messages on suicide and self-harm
 EMOTIONS = 0.6  # of questions about emotions, as ones about sentiment
 HELD_OUT = 0.05
 SHORTER = 0.85  # of lists
 RESPELT = 0.15  # of lists made shorter
-OWN_WORDS = 0.12  # of closed questions: phrasings that the corpus does not have
-DROP_WORDS = 0.4  # of texts
-DROP_WORD = 0.12
+OWN_WORDS, OWN_WORDS_LAST = 0.12, 0.25  # of closed questions: phrasings that the corpus does not have; the second in the seventh
+DROP_WORDS, DROP_WORD = 0.4, 0.12  # of texts, of their words
+DROP_WORDS_LATER, DROP_WORD_LATER = 0.65, 0.2  # in the seventh, of all but closed intents
 
 # Kinds that no learnt task asks for, declined in the fourth stage.
 UNFAMILIAR = 2400  # questions
@@ -137,72 +161,6 @@ OTHER_KINDS = (
 )
 
 SETS = ("clinc150", "banking77", "hwu64")
-SYSTEM = (
-    "System: respond with the answer and nothing else.",
-    "You are a precise text-processing service. Answer with the result only.",
-    "You are a helpful assistant inside a backend service. Be brief.",
-    "You are a deterministic function. Output just the result.",
-    "Return only the value. No explanation.",
-)
-CLOSED = (
-    ('intent({set}): ', ''),
-    ('[{set}] intent of this message: ', ''),
-    ('task=intent labels={set}\n', ''),
-    ('Classify with the {set} intents.\n', ''),
-    ('Label set: {set}. Give the intent of: ', ''),
-    ('Which {set} intent is "', '"?'),
-    ('Use the {set} label set. What does the user want?\n', ''),
-    ('Predict the {set} intent. Reply with the label only.\n\n', ''),
-    ('Message: ', '\nIntent ({set}):'),
-    ('', '\n\n{set} intent?'),
-    ('{"task":"intent","label_set":"{set}","text":', '}'),
-)
-OWN = (
-    ('{set} label for "', '"'),
-    ('Text: ', '\nAnswer with one label of {set}.'),
-    ('What is wanted here, as {set} names it?\n', ''),
-    ('', ' -> {set} intent'),
-    ('Sort this message by the {set} labels: ', ''),
-    ('{set}|', '|'),
-    ('Please tell me the {set} intent for the following.\n\n', '\n\nThank you.'),
-)
-# Labels by other names: lists are to be read. nano_unseen.py asks by names that are not here.
-RENAMED = {
-    "sentiment": [
-        {"positive": one, "negative": other, "neutral": third}
-        for one, other, third in (
-            ("favourable", "unfavourable", "neither"), ("happy", "unhappy", "indifferent"), ("praise", "complaint", "no opinion"),
-            ("thumbs up", "thumbs down", "no thumb"), ("pos", "neg", "neu"), ("satisfied", "dissatisfied", "undecided"),
-            ("+", "-", "0"), ("likes it", "dislikes it", "does not say"), ("warm", "cold", "even"), ("great", "awful", "okay"),
-        )
-    ],
-    "spam": [
-        {"spam": one, "not_spam": other, "ham": other, "not spam": other}
-        for one, other in (
-            ("unwanted", "wanted"), ("advertising", "personal"), ("scam", "fine"), ("block", "keep"), ("bulk", "private"),
-            ("rubbish", "genuine"), ("unsolicited", "ordinary"), ("trash", "real"),
-        )
-    ],
-    "clickbait": [
-        {"clickbait": one, "news": other}
-        for one, other in (
-            ("teaser", "serious"), ("lure", "journalism"), ("sensational", "factual"), ("fluff", "press"), ("hook", "article"),
-            ("entertainment", "information"),
-        )
-    ],
-    "language_id": [
-        dict(zip(("English", "French", "German", "Italian", "Portuguese", "Spanish"), names))
-        for names in (
-            ("en", "fr", "de", "it", "pt", "es"), ("EN", "FR", "DE", "IT", "PT", "ES"),
-            ("english", "french", "german", "italian", "portuguese", "spanish"),
-            ("eng", "fra", "deu", "ita", "por", "spa"),
-            ("English text", "French text", "German text", "Italian text", "Portuguese text", "Spanish text"),
-            ("in English", "in French", "in German", "in Italian", "in Portuguese", "in Spanish"),
-            ("English language", "French language", "German language", "Italian language", "Portuguese language", "Spanish language"),
-        )
-    ],
-}
-RENAME = 0.25  # of those
 OFTEN_SAID = re.compile(r"^(I('m| am) (going|planning|about) to|I plan to|I need to|I want to|Should I|I think)")
 DANGER = re.compile(r"\b(kill(ing)? my ?self|suicid|hurt(ing)? my ?self|harm(ing)? my ?self|cut(ting)? my ?self|end (my|it) |to die\b|die\b)", re.I)
 POSITIVE = "joy admiration approval gratitude love amusement excitement caring optimism pride relief desire".split()
@@ -245,20 +203,20 @@ def closed_text(prompt, names):
     return None
 
 
-def closed_prompt(rng, text, name):
+def closed_prompt(rng, text, name, own_words=OWN_WORDS, own=OWN):
     before, after = CLOSED[min(rng.randrange(len(CLOSED)), rng.randrange(len(CLOSED) + 4))]
-    if rng.random() < OWN_WORDS:
-        before, after = rng.choice(OWN)
+    if rng.random() < own_words:
+        before, after = rng.choice(own)
     before, after = before.replace("{set}", name), after.replace("{set}", name)
     prompt = before + (json.dumps(text, ensure_ascii=False) if before.startswith("{") else text) + after
     return rng.choice(SYSTEM) + "\n\n" + prompt if rng.random() < 0.04 else prompt
 
 
-def fewer_words(rng, text):
+def fewer_words(rng, text, texts=DROP_WORDS, words_of_it=DROP_WORD):
     words = text.split(" ")
-    if len(words) < 4 or rng.random() > DROP_WORDS:
+    if len(words) < 4 or rng.random() > texts:
         return text
-    kept = [word for word in words if rng.random() > DROP_WORD]
+    kept = [word for word in words if rng.random() > words_of_it]
     return " ".join(kept) if len(kept) >= 3 else text
 
 
@@ -296,10 +254,29 @@ def other_list(rng, record, most):
     return prompt.replace(between.join(labels), between.join(chosen)), answer
 
 
-def renamed(rng, record):
+def other_names(rng, task, labels):
+    """A name for each label, out of those that the label may have."""
+    way, pools = rng.choice(LANGUAGE_NAMES), NAMES[task]
+    names = {}
+    for label in labels:
+        pool = pools.get(SAME_NAMES.get(label, label))
+        names[label] = rng.choice(pool) if pool else way.format(label)
+    return names if len(set(names.values())) == len(names) else dict(zip(labels, labels))
+
+
+def own_list(rng, record, text, names):
+    """The question in a form of ours, with labels by these names."""
+    shown = [names.get(label, label) for label in record["labels"]]
+    rng.shuffle(shown)
+    mark = rng.choice((", ", ", ", " | ", "/", "; "))
+    form, kind = rng.choice(OWN_LISTS), rng.choice(NOUNS[record["task"]])
+    return form.format(text=text, labels=mark.join(shown), kind=kind), names.get(record["answer"], record["answer"])
+
+
+def renamed(rng, record, names=None):
     """The same question with its labels by other names."""
     labels, prompt, answer = record.get("labels"), record["prompt"], record["answer"]
-    names = rng.choice(RENAMED[record["task"]])
+    names = names or rng.choice(RENAMED[record["task"]])
     between = shown_list(prompt, labels) if labels and len(labels) > 1 and all(label in names for label in labels) else None
     if between is None or answer not in labels:
         return None
@@ -336,6 +313,38 @@ def text_of(prompt, labels):
         if at >= 0:
             return prompt[at + len(mark) :].split("\n")[0]
     return None
+
+
+class Texts:
+    """Finds the text that a question with a list of labels asks about: the one line of the prompt that few prompts have."""
+
+    COMMON = 5  # prompts that have a line that is not a text
+
+    def __init__(self, records):
+        self.having = {}
+        for record in records:
+            for line in set(self.lines(record)):
+                self.having[line] = self.having.get(line, 0) + 1
+
+    @staticmethod
+    def lines(record):
+        labels, prompt = record.get("labels") or (), without_system(record["prompt"])
+        between = shown_list(prompt, labels) if len(labels) > 1 else None
+        if between is None:
+            return []
+        return [line for line in prompt.replace(between.join(labels), "[]").split("\n") if len(line) > 1]
+
+    def find(self, record):
+        prompt = without_system(record["prompt"])
+        if prompt.startswith("{"):
+            return json.loads(prompt).get("text")
+        rare = [line for line in self.lines(record) if self.having.get(line, 0) < self.COMMON]
+        if len(rare) != 1:
+            return None
+        if "[]" not in rare[0]:
+            return re.sub(r"^[A-Z][a-z]+( [a-z]+){0,2}: ", "", rare[0])
+        beside = re.search(r'"(.+)"', rare[0]) or re.search(r"\[\]\W*: (.+)$", rare[0])
+        return beside[1] if beside else None
 
 
 def unfamiliar(rng, record, questions):
@@ -437,11 +446,11 @@ def requests(records):
     return {id: (text, fields.best(names)) for id, (text, names) in asked.items()}
 
 
-def as_asked(rng, text, label, asked):
+def as_asked(rng, text, label, asked, texts=None):
     """A text with its label in the form and with the list of one of these questions, such as a closed question's as one about topics."""
     like = rng.choice(asked)
     prompt, labels = like["prompt"], like["labels"]
-    old, between = text_of(prompt, labels), shown_list(prompt, labels)
+    old, between = texts.find(like) if texts else text_of(prompt, labels), shown_list(prompt, labels)
     spelt = {plain(name): name for name in labels}
     if not old or plain(label) not in spelt or prompt.count(old) != 1:
         return None
@@ -459,6 +468,72 @@ def in_fewer_words(rng, record):
     return record | {"prompt": record["prompt"].replace(text, fewer_words(rng, text))}
 
 
+def in_other_words(rng, record, texts, alike):
+    """The same about a text with more words left out of it, now and then in the form of one of the questions that are alike, in
+    one of ours, or with labels by other names."""
+    text, prompt, task = texts.find(record), record["prompt"], record["task"]
+    if not text or record["answer"] not in record["labels"]:
+        return record
+    fewer = fewer_words(rng, text, DROP_WORDS_LATER, DROP_WORD_LATER)
+    names = other_names(rng, task, record["labels"]) if task in NAMES and rng.random() < RENAME_LAST else {}
+    if task in NOUNS and rng.random() < (OWN_FORM_RENAMED if names else OWN_FORM):
+        prompt, answer = own_list(rng, record, fewer, names)
+        return record | {"prompt": prompt, "answer": answer, "labels": None}
+    if names:
+        prompt, answer = renamed(rng, record, names) or (prompt, record["answer"])
+        return record | {"prompt": prompt, "answer": answer, "labels": None}
+    other = as_asked(rng, fewer, record["answer"], alike, texts) if rng.random() < OTHER_FORM else None
+    if other:
+        return record | {"prompt": other[0], "answer": other[1], "labels": None}
+    old, new = (json.dumps(t, ensure_ascii=False)[1:-1] if prompt.startswith("{") else t for t in (text, fewer))
+    return record | {"prompt": prompt.replace(old, new)} if prompt.count(old) == 1 else record
+
+
+class Tones:
+    """Canned replies come in two tones, a text in one of them only. Texts of a reply vote for the one that the other tone has (naive Bayes)."""
+
+    FORMS = {
+        "friendly": (("", ""), ("", ""), ("Reply briefly: ", ""), ("User: ", "\nAssistant:")),
+        "professional": (("Tone: professional\nUser: ", "\nAssistant:"), ("Reply in a professional tone: ", "")),
+    }
+    SURE = 0.5  # of the texts of a reply
+
+    def __init__(self, records):
+        votes = {tone: Votes(0.1, 100) for tone in self.FORMS}
+        said = [self.take_apart(record["prompt"]) + (record["answer"],) for record in records]
+        for tone, text, answer in said:
+            votes[tone].learn(answer, self.words(text))
+        counted = {}
+        for tone, text, answer in said:
+            one = counted.setdefault((tone, answer), {})
+            best = votes[self.other(tone)].best(self.words(text))
+            one[best] = one.get(best, 0) + 1
+        tops = {key: max(sorted(one), key=one.get) for key, one in counted.items()}
+        self.replies = {key: top for key, top in tops.items() if counted[key][top] > self.SURE * sum(counted[key].values())}
+
+    @staticmethod
+    def words(text):
+        told = re.findall(r"\w+", text.lower())
+        return told + [" ".join(pair) for pair in zip(told, told[1:])]
+
+    @staticmethod
+    def other(tone):
+        return "friendly" if tone == "professional" else "professional"
+
+    def take_apart(self, prompt):
+        forms = [(tone, form) for tone in reversed(self.FORMS) for form in reversed(self.FORMS[tone])]
+        tone, (before, after) = next((t, f) for t, f in forms if prompt.startswith(f[0]) and prompt.endswith(f[1]))
+        return tone, prompt[len(before) : len(prompt) - len(after)]
+
+    def said(self, rng, prompt, answer):
+        """The same with words left out, in another form, now and then in the other tone."""
+        tone, text = self.take_apart(prompt)
+        if (tone, answer) in self.replies and rng.random() < 0.4:
+            tone, answer = self.other(tone), self.replies[tone, answer]
+        before, after = rng.choice(self.FORMS[tone])
+        return before + fewer_words(rng, text, DROP_WORDS_LATER, DROP_WORD_LATER) + after, answer
+
+
 def times(rng, number):
     return int(number) + (rng.random() < number - int(number))
 
@@ -466,7 +541,7 @@ def times(rng, number):
 def main():
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
     stage = int(sys.argv[3]) if sys.argv[3:] else 1
-    passes_of = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH)[stage - 1]
+    passes_of = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)[stage - 1]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     with gzip.open(source, "rt", encoding="utf-8") as file:
@@ -493,6 +568,13 @@ def main():
         if record["task"] == "intent_full_list" and record["id"] not in ids and record["source"] in ("snips", "bitext"):
             if text_of(record["prompt"], record["labels"]):
                 all_labels.setdefault(record["source"], []).append(record)
+    listed = [r for r in records if r["task"] in FEWER_WORDS and r["id"] not in ids] if stage >= 7 else []
+    text_in, alike = Texts(listed), {}
+    for record in listed:
+        if record.get("labels") and text_in.find(record):
+            alike.setdefault((record["task"], record["source"]), []).append(record)
+    tones = Tones([r for r in records if r["task"] == "smalltalk" and r["source"] == "chitchat" and r["id"] not in ids]) if stage >= 7 else None
+    own_closed = (OWN_WORDS_LAST, OWN + OWN_MORE) if stage >= 7 else ()
     rename, shorten = (RENAME, SHORTER) if stage < 4 else (RENAME_LATER, SHORTER_LATER)
 
     def add(record, prompt, answer, task=None):
@@ -525,7 +607,7 @@ def main():
                 if name == "clinc150" and rng.random() < 0.35:
                     name = "clinc150 (or out_of_scope)"
                 text = text if number == 0 else fewer_words(rng, text)
-                add(record, closed_prompt(rng, text, name), answer)
+                add(record, closed_prompt(rng, text, name, *own_closed), answer)
             if found[1] in topics and answer in domain_of[found[1]]:
                 for number in range(times(rng, DOMAINS[stage])):
                     text = found[0] if number == 0 else fewer_words(rng, found[0])
@@ -534,7 +616,7 @@ def main():
                         add(record, *other, task="topic")
             if answer == "out_of_scope":
                 for _ in range(3):
-                    add(record, closed_prompt(rng, fewer_words(rng, found[0]), found[1]), answer)
+                    add(record, closed_prompt(rng, fewer_words(rng, found[0]), found[1], *own_closed), answer)
         else:
             in_danger = task == "handoff" and DANGER.search(prompt)
             passes = IN_DANGER if in_danger else passes_of[task]
@@ -543,6 +625,8 @@ def main():
                 passes = IN_DANGER if OFTEN_SAID.search(prompt) else 4 * IN_DANGER
             if task == "intent_full_list" and record["source"] in SETS:
                 passes *= LONG_LISTS
+            if stage >= 7 and record["source"] == "uci-sentiment":
+                passes *= REVIEWS
             for number in range(times(rng, passes)):
                 other = renamed(rng, record) if task in RENAMED and rng.random() < rename else None
                 if other:
@@ -550,6 +634,9 @@ def main():
                     continue
                 if task == "slots_json" and fields and number > 0:
                     add(record, *fields.varied(rng, record))
+                    continue
+                if task == "smalltalk" and tones and record["source"] == "chitchat" and number > 0:
+                    add(record, *tones.said(rng, prompt, answer))
                     continue
                 if task == "smalltalk" and stage >= 4 and number > 0:
                     add(record, fewer_words(rng, prompt), answer)
@@ -560,11 +647,15 @@ def main():
                     if stage >= 4:
                         add(record, fewer, answer)
                         continue
-                said = in_fewer_words(rng, record) if stage >= 6 and number > 0 and task in FEWER_WORDS else record
+                said = record
+                if (number > 0 or task == "intent_candidates") and task in FEWER_WORDS and stage >= 7:
+                    said = in_other_words(rng, record, text_in, alike.get((task, record["source"])) or [record])
+                elif number > 0 and task in FEWER_WORDS and stage >= 6:
+                    said = in_fewer_words(rng, record)
                 shorter = task not in ("spam", "clickbait", "oos_detect") and ((number > 0 and stage < 4) or rng.random() < shorten)
                 if task == "intent_full_list":
                     shorter = False
-                add(record, *(other_list(rng, said, LONGEST) if shorter else (said["prompt"], answer)))
+                add(record, *(other_list(rng, said, LONGEST) if shorter else (said["prompt"], said["answer"])))
             if stage >= 6 and task in ALL_LABELS and record["source"] in all_labels:
                 text, intent = request_of.get(record["id"], (None, None))
                 if task == "intent_candidates":
