@@ -101,6 +101,10 @@ pub struct ExamArguments {
     /// Tokens of an answer at most.
     #[arg(long, value_name = "N", default_value_t = 192, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
+    /// Hold answers to records that have `labels` to one of these labels, as a client's `choice` would; for models that were never
+    /// taught to answer with nothing else.
+    #[arg(long, requires = "suite")]
+    pub choices: bool,
     /// A text for perplexity and top-1 agreement.
     #[arg(long, value_name = "FILE")]
     pub perplexity: Option<PathBuf>,
@@ -121,7 +125,8 @@ impl ExamArguments {
         let text = self.perplexity.as_deref().map(read).transpose()?.map(|text| (text, self.window as usize));
         let records = suite(&self.suite, self.limit)?.unwrap_or_default();
         let judge = self.judge.as_deref().map(judge).transpose()?;
-        Ok(Exam { text, records, judge, ask: AskOptions { max_tokens: self.max_tokens, ..AskOptions::default() } })
+        let ask = AskOptions { max_tokens: self.max_tokens, choices: self.choices, ..AskOptions::default() };
+        Ok(Exam { text, records, judge, ask })
     }
 }
 

@@ -61,6 +61,7 @@ pub struct Card {
     /// As it is.
     pub after: Side,
     judged: bool,
+    choices: bool,
 }
 
 /// Decisions that flip.
@@ -127,7 +128,7 @@ impl Card {
             side.tokens_per_second = speeds[ROUNDS / 2];
         }
         let [before, after] = sides;
-        Ok(Self { before, after, judged: exam.judge.is_some() })
+        Ok(Self { before, after, judged: exam.judge.is_some(), choices: exam.ask.choices })
     }
 
     /// Share of the places of text (or, without text, of right answers) where both take the same token for the likeliest.
@@ -178,6 +179,7 @@ impl Card {
             "macro_difference": average(&self.after).zip(average(&self.before)).map(|(after, before)| after - before),
             "answers_changed": self.answers_changed(),
             "routes_flipped": flips,
+            "choices": self.choices,
         })
     }
 }

@@ -112,6 +112,27 @@ fn scores_and_perplexities_are_told_as_json_and_as_a_table() {
 }
 
 #[test]
+fn what_is_read_is_not_written_over_and_what_was_measured_is_told_anyway() {
+    let bench = Bench::new();
+    let suite = bench.write("suite.jsonl", &lines());
+    let to = |answers: PathBuf, drafts: Option<PathBuf>| ModelArguments {
+        answers: Some(answers),
+        drafts: drafts::DraftArguments { drafts, ..drafts::DraftArguments::default() },
+        ..bench.arguments(std::slice::from_ref(&suite))
+    };
+    let told = refusal(&to(suite.clone(), None));
+    assert!(told.contains("--answers: ") && told.contains("name another file"), "{told}");
+    assert!(refusal(&to(bench.file("model.gguf"), None)).contains("--answers"));
+    assert!(refusal(&to(bench.file("one"), Some(bench.file("one")))).contains("--drafts"));
+    assert_eq!(std::fs::read_to_string(&suite).unwrap(), lines());
+
+    let mut out = Vec::new();
+    let error = model(&to(bench.folder.path().to_owned(), None), &mut out).unwrap_err();
+    assert!(format!("{error:#}").contains("no regular file"), "{error:#}");
+    assert!(String::from_utf8(out).unwrap().contains("\"macro\""), "the figures are told");
+}
+
+#[test]
 fn two_models_are_held_against_each_other() {
     let bench = Bench::new();
     let suite = bench.write("suite.jsonl", &lines());
@@ -123,6 +144,7 @@ fn two_models_are_held_against_each_other() {
         suite: vec![suite],
         limit: None,
         max_tokens: 16,
+        choices: false,
         perplexity: Some(text),
         window: 64,
         judge: None,

@@ -44,6 +44,7 @@ impl Bench {
                     suite: vec![self.file("suite.jsonl")],
                     limit: None,
                     max_tokens: 8,
+                    choices: false,
                     perplexity: Some(self.file("text.txt")),
                     window: 64,
                     judge: None,
@@ -93,6 +94,21 @@ fn a_report_card_tells_both_sides() {
         words.contains("weights in memory") && words.contains("routing decisions that flip: 0.00 % of 3"),
         "{words}"
     );
+}
+
+#[test]
+fn answers_may_be_held_to_labels() {
+    let bench = Bench::new();
+    let row = json!({ "id": "1", "task": "same_intent", "prompt": "a", "answer": "no", "labels": ["no"] });
+    std::fs::write(bench.file("suite.jsonl"), row.to_string()).unwrap();
+    let tasks = |choices: bool| {
+        let arguments = with(bench.arguments("dense.gguf", "q8_0"), |result| result.exam.choices = choices);
+        let card: Value = serde_json::from_str(&said(&arguments).unwrap()).unwrap();
+        (card["choices"].clone(), card["before"]["tasks"][0]["value"].clone())
+    };
+    assert_eq!(tasks(true), (json!(true), json!(1.0)));
+    // Left free, the model says "yes", whatever is asked for.
+    assert_eq!(tasks(false), (json!(false), json!(0.0)));
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn changes_flips_and_agreement_are_counted() {
     let before = side(&[("a", true), ("b", true), ("HANDOFF", false), ("c", false)], &[1, 2, 3, 4]);
     let mut after = side(&[("a", true), ("HANDOFF", false), ("x", true), ("d", false)], &[1, 2, 3, 5]);
     after.file_bytes = 25;
-    let card = Card { before, after, judged: false };
+    let card = Card { before, after, judged: false, choices: false };
     assert_eq!(card.flips(), Some(Flips { n: 4, to_remote: 1, to_local: 1 }));
     assert_eq!(
         (card.flips().unwrap().share(), card.answers_changed(), card.top1_agreement()),
@@ -31,7 +31,7 @@ fn changes_flips_and_agreement_are_counted() {
     assert_eq!((told["bytes_ratio"].clone(), told["perplexity_ratio"].clone()), (json!(0.25), json!(1.0)));
     assert_eq!(told["before"]["perplexity"]["value"], json!(2f64.exp()));
     assert_eq!(told["routes_flipped"]["to_local"], json!(1));
-    let empty = Card { before: side(&[], &[]), after: side(&[], &[]), judged: false };
+    let empty = Card { before: side(&[], &[]), after: side(&[], &[]), judged: false, choices: false };
     assert_eq!((empty.flips(), empty.answers_changed(), empty.top1_agreement()), (None, None, None));
 }
 
