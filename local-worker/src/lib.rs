@@ -2,6 +2,7 @@
 mod kernels;
 pub mod model;
 pub mod embed;
+pub mod whole;
 pub mod tokenizer;
 pub mod template;
 pub mod engine;

@@ -31,6 +31,14 @@ pub enum PruneError {
         /// What would be right.
         right: &'static str,
     },
+    /// Layers to keep are not there, or not each named once and in their order.
+    #[error("layers {kept:?} can't be kept of {there}: name them from 0, each once and in their order")]
+    Layers {
+        /// Those that were named.
+        kept: Vec<usize>,
+        /// How many there are.
+        there: usize,
+    },
     /// A row of weights is no multiple of the pattern.
     #[error("{tensor}: rows of {columns} weights are no multiple of {of}")]
     Pattern {

@@ -21,8 +21,7 @@ pub mod speed;
 
 use crate::compress::CompressError;
 use crate::evaluate::suite::SuiteError;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Why a run could not start, go on or be written.
@@ -82,6 +81,12 @@ pub enum TrainError {
         /// What differs.
         difference: String,
     },
+    /// Another process trains in the folder.
+    #[error("{folder}: another process trains in it; wait for it, or use another folder")]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A checkpoint can't be read, or belongs to a network of another shape.
     #[error("{path}: {problem}; use another folder, or delete this one to start anew")]
     BadCheckpoint {
@@ -119,18 +124,7 @@ impl TrainError {
     }
 }
 
-/// Writes a file that appears whole or not at all; what is left of one that could not be written is removed.
+/// Writes a file that appears whole or not at all.
 fn write_whole(path: &Path, put: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), TrainError> {
-    let partial = path.with_added_extension("partial");
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(&partial)?);
-        put(&mut file)?;
-        file.into_inner()?.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    write().map_err(|error| {
-        // What is left of it helps nobody; that it can't be removed neither.
-        let _left = std::fs::remove_file(&partial);
-        TrainError::file(path, error)
-    })
+    crate::whole::write(path, |file| put(file)).map_err(|error| TrainError::file(path, error))
 }

@@ -45,7 +45,7 @@ pub enum FlywheelError {
         difference: String,
     },
     /// What a step wrote is not what it wrote down.
-    #[error("{}: {why}; remove the folder and begin anew", path.display())]
+    #[error("{}: {why}; put back what was there, or begin in another folder once the policy names its old model again", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -81,7 +81,9 @@ impl FlywheelError {
 
     /// A policy tries one candidate at a time.
     pub fn tries_another(policy: &str, other: &ModelId) -> Self {
-        let why = format!("{other} is being tried already; end that with `sluice flywheel rollback`");
+        let why = format!(
+            "{other} is being tried already; end that with `sluice flywheel rollback --folder` and the folder of its run, which models.toml names"
+        );
         Self::Policy { policy: policy.to_owned(), why }
     }
 }

@@ -75,6 +75,12 @@ pub enum LedgerError {
         /// What SQLite said.
         reason: String,
     },
+    /// There is no ledger to read.
+    #[error("there is no ledger {}; name the data folder of a gateway that has run", path.display())]
+    Absent {
+        /// The file.
+        path: PathBuf,
+    },
     /// No such entry for this tenant.
     #[error("there is no entry `{0}`")]
     NotFound(String),

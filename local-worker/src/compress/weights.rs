@@ -10,8 +10,7 @@ use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Cursor, Write as _};
+use std::io::Cursor;
 use std::path::Path;
 
 /// Metadata keys that speak of the file and not of the model.
@@ -200,18 +199,8 @@ impl Weights {
     /// # Errors
     /// The file can't be written.
     pub fn write(&self, path: &Path) -> Result<(), CompressError> {
-        let partial = path.with_added_extension("partial");
-        let write = || -> std::io::Result<()> {
-            let mut file = BufWriter::new(File::create(&partial)?);
-            self.put(&mut file)?;
-            file.flush()?;
-            std::fs::rename(&partial, path)
-        };
-        write().map_err(|error| {
-            // What is left of it helps nobody; that it can't be removed neither.
-            let _left = std::fs::remove_file(&partial);
-            CompressError::Unwritable { path: path.to_owned(), error }
-        })
+        let written = crate::whole::write(path, |file| self.put(file));
+        written.map_err(|error| CompressError::Unwritable { path: path.to_owned(), error })
     }
 
     /// The bytes of the GGUF file that [`Weights::write`] would write.

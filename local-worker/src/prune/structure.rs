@@ -29,7 +29,12 @@ fn rebuilt(
 pub fn drop_layers(network: &Network, influences: &[f64], keep: usize) -> Result<(Network, Vec<usize>), PruneError> {
     let there = network.shape.layers;
     if keep == 0 || keep > there || influences.len() != there {
-        return Err(PruneError::Amount { what: "layers", wanted: keep, there, right: "keep one at least" });
+        return Err(PruneError::Amount {
+            what: "layers",
+            wanted: keep,
+            there,
+            right: "keep one at least, and no more than there are",
+        });
     }
     let kept = largest(influences, keep);
     let dropped = (0..there).filter(|layer| !kept.contains(layer)).collect();
@@ -39,12 +44,12 @@ pub fn drop_layers(network: &Network, influences: &[f64], keep: usize) -> Result
 /// The network with some of its layers alone, in the order given.
 ///
 /// # Errors
-/// None is given, or one that there is not.
+/// None is given, one that there is not, or not each once and in their order.
 pub fn keep_layers(network: &Network, kept: &[usize]) -> Result<Network, PruneError> {
     let there = network.shape.layers;
-    let missing = kept.iter().copied().find(|layer| *layer >= there);
-    if let Some(wanted) = missing.or(kept.is_empty().then_some(0)) {
-        return Err(PruneError::Amount { what: "layers", wanted, there, right: "they are numbered from 0" });
+    let rises = kept.iter().zip(kept.iter().skip(1)).all(|(one, next)| one < next);
+    if kept.is_empty() || !rises || kept.iter().any(|layer| *layer >= there) {
+        return Err(PruneError::Layers { kept: kept.to_vec(), there });
     }
     let old_name = |name: &str| {
         let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
@@ -65,7 +70,7 @@ pub fn keep_layers(network: &Network, kept: &[usize]) -> Result<Network, PruneEr
 pub fn keep_neurons(network: &Network, watch: &Watch, keep: usize) -> Result<Network, PruneError> {
     let (there, width) = (network.shape.feed_forward, network.shape.width);
     if keep == 0 || keep > there || !keep.is_multiple_of(32) {
-        let right = "it must be a multiple of 32, which quantised rows are made of";
+        let right = "it must be a multiple of 32, which quantised rows are made of, and no more than there are";
         return Err(PruneError::Amount { what: "neurons", wanted: keep, there, right });
     }
     let kept = (0..network.shape.layers)
@@ -95,7 +100,12 @@ pub fn keep_neurons(network: &Network, watch: &Watch, keep: usize) -> Result<Net
 pub fn keep_heads(network: &Network, watch: &Watch, keep: usize) -> Result<Network, PruneError> {
     let (there, head, width) = (network.shape.kv_heads, network.shape.head(), network.shape.width);
     if keep == 0 || keep > there {
-        return Err(PruneError::Amount { what: "key heads", wanted: keep, there, right: "keep one at least" });
+        return Err(PruneError::Amount {
+            what: "key heads",
+            wanted: keep,
+            there,
+            right: "keep one at least, and no more than there are",
+        });
     }
     let group = network.shape.heads / there * head;
     let queries = there * group;

@@ -17,7 +17,10 @@ use std::path::{Path, PathBuf};
 pub fn read(path: &Path, licences: &[String]) -> Result<Vec<Record>, SuiteError> {
     suite::read(path, |record| match licences.contains(&record.licence) {
         true => Ok(()),
-        false => Err(format!("licence `{}` is not among the allowed ones", record.licence)),
+        false => {
+            let found = if record.licence.is_empty() { "none".to_owned() } else { format!("`{}`", record.licence) };
+            Err(format!("licence: {found}, which is not among the recipe's data.licences ({})", licences.join(", ")))
+        }
     })
 }
 
@@ -145,10 +148,13 @@ mod tests {
     fn licences_that_are_not_allowed_are_refused_by_line() {
         let line = r#"{"id":"1","task":"spam","source":"s","licence":"MIT","prompt":"p","answer":"a"}"#;
         let file = tempfile::NamedTempFile::new().unwrap();
-        for other in ["unstated", ""] {
+        for (other, told) in [("unstated", "`unstated`"), ("", "none")] {
             std::fs::write(file.path(), format!("{line}\n{}\n", line.replace("MIT", other))).unwrap();
             let error = read(file.path(), &["MIT".to_owned()]).unwrap_err().to_string();
-            assert!(error.ends_with(&format!(":2: licence `{other}` is not among the allowed ones")), "{error}");
+            assert!(
+                error.ends_with(&format!(":2: licence: {told}, which is not among the recipe's data.licences (MIT)")),
+                "{error}"
+            );
         }
         std::fs::write(file.path(), line).unwrap();
         assert_eq!(read(file.path(), &["MIT".to_owned()]).unwrap().len(), 1);

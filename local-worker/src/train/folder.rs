@@ -59,6 +59,8 @@ pub struct Plan {
 /// A run that is ready.
 pub struct Prepared {
     recipe: Recipe,
+    told: Value,
+    _lock: std::fs::File,
     folder: PathBuf,
     metadata: Metadata,
     start: Network,
@@ -67,17 +69,19 @@ pub struct Prepared {
     embedded: usize,
 }
 
+const VOCABULARY: &str = "tokenizer.json";
+
 /// The model file of a run folder.
 pub fn model_file(folder: &Path) -> PathBuf {
     folder.join("model.gguf")
 }
 
 impl Prepared {
-    /// Reads corpus and start, makes or reads the vocabulary, and notes in `folder` what the run is made of. Everything that
-    /// can be wrong with the input is found here. `notes` are what else decides the result.
+    /// Reads corpus and start, and makes or reads the vocabulary. Everything that can be wrong with the input is found here;
+    /// what the run is made of is noted in `folder` once it begins. `notes` are what else decides the result.
     ///
     /// # Errors
-    /// An input is wrong, or the folder holds another run.
+    /// An input is wrong, or the folder holds another run or is in use.
     pub fn new(recipe: Recipe, files: &Files, folder: &Path, notes: Value) -> Result<Self, TrainError> {
         let mut records = Vec::new();
         for path in &files.train {
@@ -89,16 +93,25 @@ impl Prepared {
         let chosen = corpus::choose(records, &recipe.data, recipe.seed);
         if chosen.train.is_empty() {
             let why = match files.answers.is_empty() {
-                true => "no record is of a task that the recipe names",
+                true => "no record is of a task that the recipe names, or all of them are held out",
                 false => "no record of a task that the recipe names was answered by the teacher",
             };
             return Err(TrainError::NothingToDo(why.to_owned()));
         }
         let held_out = dev_records(&recipe, files, &chosen)?;
         std::fs::create_dir_all(folder).map_err(|error| TrainError::file(folder, error))?;
-        let told = told(&recipe, files, notes)?;
-        check(folder, &told, &recipe.training)?;
-        let (mut start, metadata) = begin(&recipe, folder, &chosen.train)?;
+        let lock = lock(folder)?;
+        let mut told = told(&recipe, files, notes)?;
+        let before = check(folder, &told, &recipe.training)?;
+        let (mut start, metadata) = begin(&recipe, folder, &chosen.train, before.is_some())?;
+        told["vocabulary"] = hash_of(&Some(folder.join(VOCABULARY)).filter(|_| recipe.network.is_some()))?;
+        if let Some(found) = before.and_then(|mut before| before.get_mut("vocabulary").map(Value::take)) {
+            let mut differences = Vec::new();
+            compare("vocabulary", &found, &told["vocabulary"], &mut differences);
+            if !differences.is_empty() {
+                return Err(TrainError::OtherRun { folder: folder.to_owned(), difference: differences.join(", ") });
+            }
+        }
         let words = Words::new(&metadata, start.shape.vocabulary)?;
         let mut embedded = 0;
         if let Some(path) = &recipe.start.vectors {
@@ -110,10 +123,8 @@ impl Prepared {
         let learnt = corpus::encode(&chosen.train, &words, &recipe.data, context)?;
         let lenient = super::recipe::Data { long_records: super::recipe::LongRecords::Skip, ..recipe.data.clone() };
         let dev = corpus::encode(&held_out, &words, &lenient, context)?;
-        let text = serde_json::to_string_pretty(&told).unwrap_or_default();
-        write_whole(&folder.join("run.json"), |file| file.write_all(text.as_bytes()))?;
         let folder = folder.to_owned();
-        Ok(Self { recipe, folder, metadata, start, learnt, dev, embedded })
+        Ok(Self { recipe, told, _lock: lock, folder, metadata, start, learnt, dev, embedded })
     }
 
     /// What is about to be trained.
@@ -140,16 +151,23 @@ impl Prepared {
         &self.metadata
     }
 
+    /// Writes down what the run is made of.
+    fn note(&self) -> Result<(), TrainError> {
+        let text = serde_json::to_string_pretty(&self.told).unwrap_or_default();
+        write_whole(&self.folder.join("run.json"), |file| file.write_all(text.as_bytes()))
+    }
+
     /// Asks a teacher about every record once, instead of each time it is seen.
     pub fn ask_ahead(&mut self, teacher: &Teacher) {
         teacher.teach(&mut self.learnt.samples);
     }
 
-    /// Trains, goes on, or does nothing where all is done; then writes the model file.
+    /// Notes what the run is made of and trains, goes on, or does nothing where all is done; then writes the model file.
     ///
     /// # Errors
-    /// As [`train`], and if the model file can't be written.
+    /// As [`train`], and if a file can't be written.
     pub fn run(self, lesson: &Lesson<'_>, report: &mut dyn FnMut(Event)) -> Result<PathBuf, TrainError> {
+        self.note()?;
         let run = Run {
             folder: &self.folder,
             name: &self.recipe.name,
@@ -186,7 +204,7 @@ fn dev_records(recipe: &Recipe, files: &Files, chosen: &Chosen) -> Result<Vec<Re
 }
 
 /// The first weights and what the model file says: of a model to start from, or of a vocabulary of its own.
-fn begin(recipe: &Recipe, folder: &Path, records: &[Record]) -> Result<(Network, Metadata), TrainError> {
+fn begin(recipe: &Recipe, folder: &Path, records: &[Record], goes_on: bool) -> Result<(Network, Metadata), TrainError> {
     let decline = &recipe.data.decline;
     let Some(shape) = &recipe.network else {
         let path = recipe.start.model.clone().unwrap_or_default();
@@ -200,12 +218,18 @@ fn begin(recipe: &Recipe, folder: &Path, records: &[Record]) -> Result<(Network,
         }
         if let Some(template) = &recipe.start.chat_template {
             put("tokenizer.chat_template", template);
+            let words = Words::new(&metadata, network.shape.vocabulary)?;
+            if words.example("one", "")?.0 == words.example("another", "")?.0 {
+                let problem = "start.chat_template does not show what the user says".to_owned();
+                return Err(TrainError::Vocabulary(problem));
+            }
         }
         network.shape.context = recipe.start.context.unwrap_or(network.shape.context);
         return Ok((network, metadata));
     };
-    let path = folder.join("tokenizer.json");
-    if !path.exists() {
+    let path = folder.join(VOCABULARY);
+    // One that a start left behind which never came to train is of whatever records that had.
+    if !goes_on || !path.exists() {
         let texts: Vec<String> =
             records.iter().flat_map(|record| [record.prompt.clone(), record.answer.clone()]).collect();
         Vocabulary::train(texts.into_iter(), shape.vocabulary)?.save(&path)?;
@@ -227,17 +251,13 @@ fn begin(recipe: &Recipe, folder: &Path, records: &[Record]) -> Result<(Network,
 fn told(recipe: &Recipe, files: &Files, notes: Value) -> Result<Value, TrainError> {
     let hashes =
         |paths: &[PathBuf]| -> Result<Vec<Value>, TrainError> { paths.iter().map(|path| hash(path)).collect() };
-    let of_one = |path: &Option<PathBuf>| match path {
-        Some(path) if path.is_file() => hash(path),
-        _ => Ok(Value::Null),
-    };
     Ok(json!({
         "recipe": recipe,
         "data": hashes(&files.train)?,
         "dev": hashes(&files.dev)?,
         "answers": hashes(&files.answers)?,
-        "start": of_one(&recipe.start.model)?,
-        "vectors": of_one(&recipe.start.vectors)?,
+        "start": hash_of(&recipe.start.model)?,
+        "vectors": hash_of(&recipe.start.vectors)?,
         "notes": notes,
         "versions": {
             "local-worker": env!("CARGO_PKG_VERSION"), "kernels": Level::detect().name(), "system": std::env::consts::OS,
@@ -246,8 +266,16 @@ fn told(recipe: &Recipe, files: &Files, notes: Value) -> Result<Value, TrainErro
     }))
 }
 
-/// A file's name and what it hashes to.
-fn hash(path: &Path) -> Result<Value, TrainError> {
+/// The same of a file that may be none, or a folder.
+fn hash_of(path: &Option<PathBuf>) -> Result<Value, TrainError> {
+    path.as_ref().filter(|path| path.is_file()).map_or(Ok(Value::Null), |path| hash(path))
+}
+
+/// A file's name and what it hashes to, as a run notes it.
+///
+/// # Errors
+/// It can't be read.
+pub fn hash(path: &Path) -> Result<Value, TrainError> {
     let mut hasher = blake3::Hasher::new();
     let read = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
     read.map_err(|error| TrainError::file(path, error))?;
@@ -255,13 +283,25 @@ fn hash(path: &Path) -> Result<Value, TrainError> {
     Ok(json!({ "file": name, "blake3": hasher.finalize().to_hex().as_str() }))
 }
 
-/// Refuses a folder that holds a run made of something else. One whose rate has not begun to fall may get another length:
-/// so far, that has decided nothing.
-fn check(folder: &Path, told: &Value, training: &Training) -> Result<(), TrainError> {
+/// The folder for this process alone, as long as the file is open.
+fn lock(folder: &Path) -> Result<std::fs::File, TrainError> {
+    let path = folder.join("lock");
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| TrainError::file(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(TrainError::InUse { folder: folder.to_owned() }),
+        Err(std::fs::TryLockError::Error(error)) => Err(TrainError::file(&path, error)),
+    }
+}
+
+/// What the folder's run was made of, if there is one; one made of something else is refused. One whose rate has not begun to
+/// fall may get another length: so far, that has decided nothing.
+fn check(folder: &Path, told: &Value, training: &Training) -> Result<Option<Value>, TrainError> {
     let path = folder.join("run.json");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(TrainError::file(&path, error)),
     };
     let other = |difference: String| Err(TrainError::OtherRun { folder: folder.to_owned(), difference });
@@ -278,7 +318,7 @@ fn check(folder: &Path, told: &Value, training: &Training) -> Result<(), TrainEr
     for key in ["recipe", "data", "dev", "answers", "start", "vectors", "notes"] {
         compare(key, &found[key], &told[key], &mut differences);
     }
-    if differences.is_empty() { Ok(()) } else { other(differences.join(", ")) }
+    if differences.is_empty() { Ok(Some(found)) } else { other(differences.join(", ")) }
 }
 
 fn compare(name: &str, found: &Value, told: &Value, differences: &mut Vec<String>) {

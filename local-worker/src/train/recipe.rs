@@ -6,6 +6,9 @@ use crate::compress::Target;
 pub use crate::kernels::Precision;
 use std::path::{Path, PathBuf};
 
+/// Longest context that a model file may have.
+const MOST_CONTEXT: usize = 1 << 24;
+
 /// What to train, on what, and how.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -233,8 +236,23 @@ impl Recipe {
                 self.start.model.is_some() || self.start.context.is_none() && self.start.chat_template.is_none(),
                 "start.context and start.chat_template need start.model; a new network has [network] context and its own template",
             ),
-            (self.start.context.is_none_or(|context| context >= 2), "start.context must be 2 at least"),
+            (
+                self.start.context.is_none_or(|context| (2..=MOST_CONTEXT).contains(&context)),
+                "start.context must be from 2 to 16777216",
+            ),
+            (
+                self.network.as_ref().is_none_or(|network| network.context <= MOST_CONTEXT),
+                "network.context must be 16777216 at most",
+            ),
+            (
+                self.start.chat_template.as_ref().is_none_or(|template| !template.trim().is_empty()),
+                "start.chat_template must not be empty",
+            ),
             (self.target().is_some(), "format is none that `sluice quantize --to` takes"),
+            (
+                self.target().is_none_or(|target| !target.wants_calibration()),
+                "format must not be int8, which needs a text to calibrate on: make it with `sluice quantize` out of f32",
+            ),
             ((0.0..1.0).contains(&data.holdout_share), "data.holdout_share must be from 0 to below 1"),
             ((0.0..=1.0).contains(&data.prompt_weight), "data.prompt_weight must be from 0 to 1"),
             (!data.licences.is_empty(), "data.licences must name what may be trained on"),
@@ -282,6 +300,8 @@ pub(super) mod tests {
     fn every_problem_is_told() {
         let mut recipe = recipe();
         (recipe.data.holdout_share, recipe.data.licences, recipe.format) = (1.0, Vec::new(), "q9".to_owned());
+        (recipe.start.context, recipe.start.chat_template) = (Some(1 << 40), Some(" ".to_owned()));
+        recipe.network.as_mut().unwrap().context = 1 << 40;
         recipe.training.peak_rate = f64::NAN;
         recipe.network.as_mut().unwrap().heads = 3;
         recipe.start.model = Some("x.gguf".into());
@@ -294,10 +314,15 @@ pub(super) mod tests {
             "format",
             "peak_rate",
             "either [network] or start.model",
+            "start.context must be",
+            "network.context must be",
+            "start.chat_template must not be empty",
         ];
         for expected in expected {
             assert!(problems.contains(expected), "{problems}");
         }
+        recipe.format = "int8".to_owned();
+        assert!(recipe.problems().join("; ").contains("format must not be int8"));
     }
 
     #[test]

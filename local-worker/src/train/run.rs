@@ -135,6 +135,10 @@ pub fn train(
             report(Event::Dev(look));
         }
         if step.is_multiple_of(run.training.checkpoint_steps) || last {
+            // A gradient that was finite may still have moved weights beyond all numbers.
+            if !state.network.weights.iter().all(|weight| weight.is_finite()) {
+                return Err(diverged(run.folder, saved, (f64::NAN, progress.1, step)));
+            }
             state.save(run.folder)?;
             saved = step;
             log.draw(run.name)?;

@@ -2,7 +2,7 @@
 //!
 //! Digits stand alone, the rest is cut as GPT-2 does: the pre-tokenizer that GGUF calls `smollm`.
 
-use super::TrainError;
+use super::{TrainError, write_whole};
 use std::path::Path;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -72,12 +72,16 @@ impl Vocabulary {
 
     /// Loads `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self, TrainError> {
-        Self::of(Tokenizer::from_file(path).map_err(wrong)?)
+        let loaded = Tokenizer::from_file(path).map_err(|error| {
+            wrong(format!("{}: {error}; take it from where it came, or use another folder", path.display()))
+        })?;
+        Self::of(loaded)
     }
 
-    /// Saves `tokenizer.json`.
+    /// Saves `tokenizer.json`; it appears whole or not at all.
     pub fn save(&self, path: &Path) -> Result<(), TrainError> {
-        self.tokenizer.save(path, false).map_err(wrong)
+        let text = self.tokenizer.to_string(false).map_err(wrong)?;
+        write_whole(path, |file| file.write_all(text.as_bytes()))
     }
 
     /// Number of tokens.

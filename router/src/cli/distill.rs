@@ -8,7 +8,8 @@ use crate::cli::train::model::{Teller, tell_plan};
 use crate::learn::transcripts::{Transcripts, Wanted};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use local_worker::train::folder::{Files, Lesson, Prepared};
+use local_worker::ModelSource;
+use local_worker::train::folder::{Files, Lesson, Prepared, hash};
 use local_worker::train::pass::Aim;
 use local_worker::train::recipe::Recipe;
 use local_worker::train::teacher::Teacher;
@@ -91,11 +92,15 @@ pub struct StudentArguments {
     #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
     pub soft: f32,
     /// The teacher's likeliest tokens that are kept of each target.
-    #[arg(long, default_value_t = 32, value_name = "N")]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = top)]
     pub top: usize,
     /// Ask the teacher about every record once and keep what it said, instead of each time a record is seen.
     #[arg(long, requires = "teacher")]
     pub ahead: bool,
+}
+
+fn top(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|top| *top > 0).ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 fn student(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
@@ -104,18 +109,26 @@ fn student(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<
     anyhow::ensure!(positive, "--temperature must be above 0, not {}", arguments.temperature);
     anyhow::ensure!((0.0..=1.0).contains(&arguments.soft), "--soft must be from 0 to 1, not {}", arguments.soft);
     let threads = recipe.training.threads;
-    let teacher = match &arguments.teacher {
-        Some(name) => {
-            let found = source::find(name, arguments.catalog.as_deref())?;
-            Some(Teacher::load(&found, (arguments.temperature, arguments.top), threads)?)
+    let (mut teacher, mut noted) = (None, json!(arguments.teacher));
+    if let Some(name) = &arguments.teacher {
+        let found = source::find(name, arguments.catalog.as_deref())?;
+        teacher = Some(Teacher::load(&found, (arguments.temperature, arguments.top), threads)?);
+        // A file is what it holds, wherever it lies.
+        if let ModelSource::Path(path) = &found
+            && path.is_file()
+        {
+            noted = hash(path)?["blake3"].take();
         }
-        None => None,
-    };
+    }
     let mut train = arguments.data.clone();
     train.extend(transcripts(arguments, out)?);
     let files = Files { train, dev: arguments.dev.clone(), answers: arguments.answers.clone() };
     let notes = json!({
-        "teacher": arguments.teacher, "temperature": arguments.temperature, "soft": arguments.soft, "top": arguments.top,
+        "teacher": noted, "temperature": arguments.temperature, "soft": arguments.soft, "top": arguments.top,
+        "ledger": arguments.from_ledger.as_ref().map(|_| json!({
+            "tenant": arguments.tenant, "across_tenants": arguments.across_tenants,
+            "feedback_above": arguments.feedback_above,
+        })),
     });
     let mut prepared = Prepared::new(recipe, &files, &arguments.folder, notes)?;
     tell_plan(&prepared.plan(), out)?;
@@ -136,7 +149,8 @@ fn student(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the ledger gives to learn from, as a file of the run's folder: taken once, so that a run that goes on learns the same.
+/// What the ledger gives to learn from, as a file of the run's folder: a run that goes on learns what it began with, one that
+/// never began takes it anew.
 fn transcripts(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<Option<PathBuf>> {
     let Some(ledger) = &arguments.from_ledger else { return Ok(None) };
     let above = arguments.feedback_above;
@@ -146,7 +160,8 @@ fn transcripts(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Res
         above.unwrap_or_default()
     );
     let file = arguments.folder.join("transcripts.jsonl");
-    if file.exists() {
+    anyhow::ensure!(ledger.is_dir(), "--from-ledger: there is no folder {}", ledger.display());
+    if file.exists() && arguments.folder.join("run.json").exists() {
         writeln!(out, "goes on with the answers that were taken before: {}", file.display())?;
         return Ok(Some(file));
     }

@@ -19,7 +19,7 @@ use local_worker::evaluate::suite::sample;
 use local_worker::evaluate::{Answer, AskOptions, Forecast, Probe, Record, ask, read_suite};
 use local_worker::{ModelSource, Worker, WorkerConfig};
 use serde_json::{Value, json};
-use std::io::{BufWriter, IsTerminal as _, Write};
+use std::io::{IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -121,11 +121,14 @@ fn model(arguments: &ModelArguments, out: &mut dyn Write) -> anyhow::Result<Exit
     let source = source::find(&arguments.model, arguments.catalog.as_deref())?;
     let config = config(arguments.threads);
     let second = arguments.drafts.second(arguments)?;
+    refuse_inputs(arguments)?;
+    // What was measured is told even where there is no room for the answers.
+    let mut unwritten = Vec::new();
     let report = match &records {
         Some(records) => {
             let (answers, time) = answers(&source, &config, records, arguments.asking(0.0))?;
             if let Some(file) = &arguments.answers {
-                write_answers(file, records, &answers).with_context(|| format!("cannot write {}", file.display()))?;
+                unwritten.push((file, write_answers(file, records, &answers)));
             }
             if let Some(file) = &arguments.drafts.drafts {
                 let asked = match &second {
@@ -135,33 +138,64 @@ fn model(arguments: &ModelArguments, out: &mut dyn Write) -> anyhow::Result<Exit
                     None => None,
                 };
                 let written = arguments.drafts.write(file, &arguments.model, records, &answers, asked.as_deref());
-                written.with_context(|| format!("cannot write {}", file.display()))?;
+                unwritten.push((file, written));
             }
             Some(Report::of(records, &answers, time))
         }
         None => None,
     };
     let (text, of_answers) = forecasts(arguments, &source, &config, text.as_deref(), records.as_deref())?;
+    let forecasts = (text.as_ref(), of_answers.as_ref());
+    tell(arguments, report.as_ref(), forecasts, out)?;
+    for (file, written) in unwritten {
+        written.with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(
+    arguments: &ModelArguments,
+    report: Option<&Report>,
+    (text, of_answers): (Option<&Forecast>, Option<&Forecast>),
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
     if arguments.json {
-        let mut told = report.as_ref().map_or_else(no_tasks, Report::to_json);
+        let mut told = report.map_or_else(no_tasks, Report::to_json);
         told["model"] = arguments.model.as_str().into();
-        for (name, forecast) in [("perplexity", &text), ("answer_perplexity", &of_answers)] {
+        for (name, forecast) in [("perplexity", text), ("answer_perplexity", of_answers)] {
             if let Some(forecast) = forecast {
                 told[name] = forecast_json(forecast);
             }
         }
-        writeln!(out, "{told}")?;
-        return Ok(ExitCode::SUCCESS);
+        return writeln!(out, "{told}");
     }
-    if let Some(report) = &report {
+    if let Some(report) = report {
         show(report, out)?;
     }
-    for (name, forecast) in [("text", &text), ("right answers", &of_answers)] {
+    for (name, forecast) in [("text", text), ("right answers", of_answers)] {
         if let Some(forecast) = forecast {
             writeln!(out, "perplexity of {name}: {}", forecast_words(forecast))?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// What is written must not be what is read, nor one the other.
+fn refuse_inputs(arguments: &ModelArguments) -> anyhow::Result<()> {
+    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let read = arguments.suite.iter().chain(&arguments.perplexity).chain(&arguments.catalog).map(|path| whole(path));
+    let mut taken: Vec<PathBuf> = read.chain([whole(Path::new(&arguments.model))]).collect();
+    for (option, file) in [("--answers", &arguments.answers), ("--drafts", &arguments.drafts.drafts)] {
+        let Some(file) = file else { continue };
+        let path = whole(file);
+        anyhow::ensure!(
+            !taken.contains(&path),
+            "{option}: {} is read or written too; name another file",
+            file.display()
+        );
+        taken.push(path);
+    }
+    Ok(())
 }
 
 /// The records of a suite, so many of them; `None` without files.
@@ -296,16 +330,17 @@ fn show(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
 }
 
 fn write_answers(file: &Path, records: &[Record], answers: &[Answer]) -> std::io::Result<()> {
-    let mut out = BufWriter::new(std::fs::File::create(file)?);
-    for (record, answer) in records.iter().zip(answers) {
-        let row = json!({
-            "id": record.id, "task": record.task, "source": record.source, "prompt": record.prompt,
-            "answer": record.answer, "given": answer.said(), "right": answer.right(record),
-            "declined": answer.declined, "cut": answer.trace.cut, "too_long": answer.too_long,
-        });
-        writeln!(out, "{row}")?;
-    }
-    out.flush()
+    local_worker::whole::write(file, |out| {
+        for (record, answer) in records.iter().zip(answers) {
+            let row = json!({
+                "id": record.id, "task": record.task, "source": record.source, "prompt": record.prompt,
+                "answer": record.answer, "given": answer.said(), "right": answer.right(record),
+                "declined": answer.declined, "cut": answer.trace.cut, "too_long": answer.too_long,
+            });
+            writeln!(out, "{row}")?;
+        }
+        Ok(())
+    })
 }
 
 /// A text file, with its name in the error.

@@ -116,6 +116,10 @@ fn turn(arguments: &TurnArguments, out: &mut dyn Write) -> anyhow::Result<ExitCo
     let recipe = make::recipe_text(arguments.recipe.as_deref())?;
     let before = RunFolder::read(&arguments.folder)?.map(|found| found.run.settings.serving.clone());
     let settings = settings(arguments, &policy, &recipe, before)?;
+    if !arguments.suite.is_empty() {
+        super::eval::suite(&arguments.suite, None)?;
+    }
+    make::format_of(&recipe)?;
     let mut folder = RunFolder::open(&arguments.folder, settings)?;
     if let Some(other) = policy.candidate.as_ref().filter(|_| folder.run.candidate.is_none()) {
         return Err(FlywheelError::tries_another(&arguments.policy, other).into());
@@ -226,6 +230,8 @@ fn judge(folder: &mut RunFolder, place: &Place, promotion: &Promotion, out: &mut
             Ok(folder.save()?)
         }
         Verdict::Holds => {
+            let made = folder.run.candidate.as_ref().context("there is no candidate any more")?;
+            folder.unchanged(&made.model)?;
             let text = place.with_small(&serving, &candidate)?;
             let text = text.with_context(|| format!("the policy names {serving} no more: roll back"))?;
             place.keep(&folder.file("kept"))?;
@@ -261,18 +267,22 @@ fn rollback(path: &Path, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     let place = Place::find(&folder.run.settings.policies_dir, &folder.run.settings.policy)?;
     let now = place.policy()?;
     if now.small.contains(&candidate) {
-        let same = folder.run.promoted_text.as_ref() == Some(&now.reference.hash);
-        match same {
-            true => place.restore(&folder.file("kept"))?,
-            // It was edited since: only the model goes back, and certificates end with the text that they were solved for.
-            false => {
-                let text = place.with_small(&candidate, &serving)?;
-                place.put(&text.with_context(|| format!("the policy names {candidate} no more"))?)?;
-            }
+        let promoted = folder.run.promoted_text.as_deref();
+        let same = promoted == Some(&now.reference.hash);
+        let kept = folder.file("kept");
+        let whole = same && place.is_kept(&kept, (&serving, &candidate), promoted);
+        if whole {
+            place.restore(&kept)?;
+        } else {
+            // Only the model goes back, and certificates end with the text that they were solved for.
+            let text = place.with_small(&candidate, &serving)?;
+            place.put(&text.with_context(|| format!("the policy names {candidate} no more"))?)?;
         }
         writeln!(out, "{serving} serves again in the place of {candidate}")?;
         if !same {
             writeln!(out, "the policy was edited since: solve its certificate again")?;
+        } else if !whole {
+            writeln!(out, "{} is not what was kept there: solve the policy's certificate again", kept.display())?;
         }
     }
     place.withdraw(&candidate, &entry)?;

@@ -13,7 +13,7 @@ use local_worker::train::network::Network;
 use local_worker::train::pass::influences;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Arguments of `prune`.
@@ -31,12 +31,12 @@ pub struct PruneArguments {
     #[arg(long, value_name = "WAY")]
     pub zeros: Option<Zeros>,
     /// Share of weights that `magnitude` and `wanda` zero.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, requires = "zeros")]
     pub share: f64,
     /// Keep so many layers: those that change what goes through them most on the calibration text.
     #[arg(long, value_name = "N", requires = "calibrate")]
     pub layers: Option<usize>,
-    /// Keep these layers, numbered from 0, such as `0,1,2,29`.
+    /// Keep these layers, from 0 and in their order, such as `0,1,2,29`.
     #[arg(long, value_name = "N,N", value_delimiter = ',', conflicts_with = "layers")]
     pub these_layers: Vec<usize>,
     /// Keep so many key heads in each layer, each with the query heads that read it.
@@ -83,7 +83,7 @@ pub fn run(arguments: &PruneArguments, out: &mut dyn Write) -> anyhow::Result<Ex
     if !result.requantize {
         Weights::read(&compared.before)?.refuse_quantised()?;
     }
-    let text = arguments.calibrate.as_deref().map(read).transpose()?;
+    let text = arguments.calibrate.as_deref().map(calibration).transpose()?;
     // Layers and tokens are chosen without: a long text to count tokens in need not go through the whole model.
     let watched = arguments.zeros.is_some() || arguments.key_heads.is_some() || arguments.neurons.is_some();
     let watch = match (&text, &arguments.calibrate) {
@@ -105,6 +105,16 @@ pub fn run(arguments: &PruneArguments, out: &mut dyn Write) -> anyhow::Result<Ex
         )?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes of a calibration text below which it says nothing.
+const LEAST: usize = 64;
+
+fn calibration(file: &Path) -> anyhow::Result<String> {
+    let text = read(file)?;
+    let problem = "the calibration text is too short; it should have some thousand tokens";
+    anyhow::ensure!(text.trim().len() >= LEAST, "{}: {problem}", file.display());
+    Ok(text)
 }
 
 struct Pruned {

@@ -169,13 +169,16 @@ impl Place {
     /// # Errors
     /// The file can't be read, or what would come of it has problems.
     pub fn with_small(&self, from: &ModelId, to: &ModelId) -> Result<Option<String>, FlywheelError> {
-        let file = self.file("toml");
-        let (name, text) = (file.display().to_string(), read(&file)?);
-        let (table, mut problems) = Problems::parse(&name, &text);
+        self.swapped(&read(&self.file("toml"))?, from, to)
+    }
+
+    fn swapped(&self, text: &str, from: &ModelId, to: &ModelId) -> Result<Option<String>, FlywheelError> {
+        let name = self.file("toml").display().to_string();
+        let (table, mut problems) = Problems::parse(&name, text);
         let models = Section::root(&table).section("models", &mut problems);
         let small = models.and_then(|mut models| models.texts("small", &mut problems)).unwrap_or_default();
         let Some((_, span)) = small.into_iter().find(|(small, _)| small == from.as_str()) else { return Ok(None) };
-        let mut changed = text.clone();
+        let mut changed = text.to_owned();
         changed.replace_range(span, &quoted(to.as_str()));
         Policy::parse(&name, &changed, &self.catalog()?).map_err(FlywheelError::Problems)?;
         Ok(Some(changed))
@@ -211,6 +214,12 @@ impl Place {
             }
         }
         Ok(())
+    }
+
+    /// Whether a folder still holds the policy that became, with the candidate in the serving model's place, the text of this hash.
+    pub fn is_kept(&self, folder: &Path, (serving, candidate): (&ModelId, &ModelId), promoted: Option<&str>) -> bool {
+        let changed = read(&folder.join("toml")).and_then(|text| self.swapped(&text, serving, candidate));
+        changed.is_ok_and(|text| text.is_some_and(|text| Some(&*Policy::hash(&text)) == promoted))
     }
 
     /// Puts back what [`Place::keep`] kept: the certificate first, which says nothing of another text.
@@ -264,6 +273,16 @@ mod tests {
         let policy = place.policy().unwrap();
         assert_eq!((policy.candidate, policy.small), (None, vec![new.clone()]), "it serves and is tried no more");
         place.end_trial().unwrap();
+        let promoted = Policy::hash(&text);
+        assert!(place.is_kept(&kept, (&old, &new), Some(&promoted)));
+        assert!(!place.is_kept(&kept, (&old, &new), Some(&Policy::hash(POLICY))));
+        for other in ["", "name = \"chat\"\n"] {
+            let damaged = folder.path().join("damaged");
+            std::fs::create_dir_all(&damaged).unwrap();
+            std::fs::write(damaged.join("toml"), other).unwrap();
+            assert!(!place.is_kept(&damaged, (&old, &new), Some(&promoted)), "{other:?}");
+        }
+        assert!(!place.is_kept(&folder.path().join("none"), (&old, &new), Some(&promoted)));
         assert!(place.with_small(&old, &new).unwrap().is_none());
         // What a policy names stays in the catalog.
         place.withdraw(&new, &entry).unwrap();

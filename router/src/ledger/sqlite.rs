@@ -59,6 +59,9 @@ impl Store {
 
     /// Opens a file that is there, to read only.
     pub async fn open_to_read(path: &Path) -> Result<Self, LedgerError> {
+        if !path.exists() {
+            return Err(LedgerError::Absent { path: path.to_owned() });
+        }
         let failed = |reason: String| LedgerError::Store { path: path.to_owned(), reason };
         let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(Duration::from_secs(5));
         let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await;
@@ -66,7 +69,7 @@ impl Store {
         let found = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = 'outcomes'").fetch_optional(&pool).await;
         match found.map_err(|error| failed(error.to_string()))? {
             Some(_) => Ok(Self { pool, path: path.to_owned() }),
-            None => Err(failed("it is of an earlier version; start the gateway on it once".to_owned())),
+            None => Err(failed("it is empty or of an earlier version; start the gateway on it once".to_owned())),
         }
     }
 

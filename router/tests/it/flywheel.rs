@@ -104,7 +104,11 @@ async fn transcripts_are_taken_with_consent_masked_and_once() {
         assert!(!taken.contains(private), "{private}: {taken}");
     }
     assert!(folder.path().join("run/model.gguf").is_file(), "it was trained on them");
-    assert!(distill("text", "run", &[]).unwrap().contains("taken before"), "a run that goes on learns the same");
+    let again = distill("text", "run", &["--feedback-above", "0.5"]).unwrap();
+    assert!(again.contains("taken before"), "a run that goes on learns the same: {again}");
+    let error = distill("text", "run", &[]).unwrap_err();
+    assert!(error.contains("holds a run with notes.ledger.feedback_above 0.5 in place of null"), "{error}");
+    assert!(distill("nowhere", "other", &[]).unwrap_err().contains("--from-ledger: there is no folder"));
 
     // Whose recordings are forgotten teaches nobody any more, and who recorded no text never did.
     let error = distill("text", "other", &["--tenant", "nobody"]).unwrap_err();
@@ -113,8 +117,10 @@ async fn transcripts_are_taken_with_consent_masked_and_once() {
     assert!(error.contains("--feedback-above must be from 0 to 1"), "{error}");
     std::fs::write(file("recipe.toml"), recipe.replace("\"tenant\"", "\"MIT\"")).unwrap();
     let error = distill("text", "third", &[]).unwrap_err();
-    assert!(error.contains("transcripts.jsonl:1: licence `tenant`"), "{error}");
+    assert!(error.contains("transcripts.jsonl:1: licence: `tenant`"), "{error}");
     std::fs::write(file("recipe.toml"), &recipe).unwrap();
+    let error = distill("text", "third", &["--tenant", "nobody"]).unwrap_err();
+    assert!(error.contains("no request was recorded"), "what a refused start took is not another's: {error}");
     sluice(&["replay", "--data-dir", &file("text"), "--forget", "local"]).unwrap();
     let error = distill("text", "other", &[]).unwrap_err();
     assert!(error.contains("no request was recorded with its text, of 10"), "{error}");
@@ -267,6 +273,16 @@ async fn recorded_traffic_becomes_a_model_that_is_tried_promoted_and_taken_back(
     assert_eq!((serving.len(), tried.len()), (ASKED, ASKED));
     assert!(tried.iter().all(|outcome| outcome.small.as_str() == candidate && outcome.candidate));
     assert_eq!(ledger.outcomes_after(0, 1_000).await.unwrap().len(), ASKED, "nothing is learnt of a candidate");
+
+    // Weights that are not those that were tried serve nobody.
+    let made = PathBuf::from(run_of(&run)["candidate"]["model"]["file"].as_str().unwrap());
+    let aside = made.with_extension("aside");
+    std::fs::rename(&made, &aside).unwrap();
+    std::fs::write(&made, "GGUF").unwrap();
+    let error = called(&words).await.unwrap_err();
+    assert!(error.contains("candidate.gguf") && error.contains("not what the run wrote down"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+    std::fs::rename(&aside, &made).unwrap();
 
     let said = called(&words).await.unwrap();
     assert!(said.contains(&format!("promoted: {candidate} in the place of sluice-nano")), "{said}");

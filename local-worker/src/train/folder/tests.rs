@@ -61,6 +61,12 @@ fn a_run_folder_holds_the_model_and_what_it_was_made_of() {
     assert_eq!(told["recipe"]["seed"], 1);
     assert_eq!(told["data"][0]["blake3"], blake3::hash(&std::fs::read(&files.train[0]).unwrap()).to_hex().as_str());
 
+    // A template has to show what is asked.
+    let deaf = Start { model: Some(path.clone()), chat_template: Some("hello".to_owned()), ..Start::default() };
+    let deaf = Recipe { network: None, start: deaf, ..recipe() };
+    let error = Prepared::new(deaf, &files, &folder.path().join("deaf"), Value::Null).err().unwrap().to_string();
+    assert!(error.contains("start.chat_template does not show"), "{error}");
+
     // A model to start from brings sizes and vocabulary, and another run does not mix with this one.
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>".to_owned();
     let start = Start { model: Some(path), context: Some(40), chat_template: Some(template.clone()), vectors: None };
@@ -91,7 +97,7 @@ fn a_run_may_be_made_longer_until_its_rate_falls() {
         (recipe.training.tokens, recipe.training.fall) = (tokens, Some(fall));
         recipe
     };
-    let open = |recipe: Recipe| Prepared::new(recipe, &files, &run, Value::Null).map(|_| ());
+    let open = |recipe: Recipe| Prepared::new(recipe, &files, &run, Value::Null).and_then(|prepared| prepared.note());
     open(of(4000, 1000)).unwrap();
     let log = |seen: u64| std::fs::write(run.join("log.jsonl"), format!("{{\"step\":9,\"tokens\":{seen}}}\n")).unwrap();
     log(2900);
@@ -116,7 +122,7 @@ fn wrong_input_is_told_before_anything_is_trained() {
     let error =
         |recipe: Recipe, files: &Files| Prepared::new(recipe, files, &run, Value::Null).err().unwrap().to_string();
     let text = error(recipe(), &corpus(folder.path(), "unstated"));
-    assert!(text.contains(":1: licence `unstated`"), "{text}");
+    assert!(text.contains(":1: licence: `unstated`"), "{text}");
     let files = corpus(folder.path(), "MIT");
     let mut other = recipe();
     other.data.tasks = vec!["sentiment".to_owned()];
@@ -134,6 +140,20 @@ fn wrong_input_is_told_before_anything_is_trained() {
     large.network.as_mut().unwrap().vocabulary = 5000;
     let text = error(large, &files);
     assert!(text.contains("where the recipe wants 5000") && text.contains("ask for fewer"), "{text}");
+    // What such a start left behind is of no run, and one at a time is made here.
     std::fs::write(run.join("tokenizer.json"), "{}").unwrap();
-    assert!(error(recipe(), &files).contains("vocabulary"), "a tokenizer that is none");
+    let prepared = Prepared::new(recipe(), &files, &run, Value::Null).unwrap();
+    assert!(matches!(Prepared::new(recipe(), &files, &run, Value::Null), Err(TrainError::InUse { .. })));
+    prepared.note().unwrap();
+    drop(prepared);
+    let own = std::fs::read_to_string(run.join("tokenizer.json")).unwrap();
+    std::fs::write(run.join("tokenizer.json"), "{}").unwrap();
+    let text = error(recipe(), &files);
+    assert!(text.contains("vocabulary: ") && text.contains("tokenizer.json: "), "a tokenizer that is none: {text}");
+    std::fs::write(run.join("tokenizer.json"), format!("{own}\n")).unwrap();
+    let text = error(recipe(), &files);
+    assert!(text.contains("holds a run with vocabulary.blake3"), "the tokenizer of another run: {text}");
+    std::fs::remove_file(run.join("tokenizer.json")).unwrap();
+    Prepared::new(recipe(), &files, &run, Value::Null).unwrap();
+    assert_eq!(std::fs::read_to_string(run.join("tokenizer.json")).unwrap(), own, "made again of the same records");
 }

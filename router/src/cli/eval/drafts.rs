@@ -11,7 +11,7 @@ use local_worker::evaluate::{Answer, Record, hash_share};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::io::{BufWriter, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `eval model` about drafts.
@@ -95,15 +95,16 @@ impl DraftArguments {
         let name = self.name.clone().unwrap_or_else(|| called(model));
         let second =
             self.second.as_deref().map(|second| if second == SAMPLE { SAMPLE.to_owned() } else { called(second) });
-        let mut out = BufWriter::new(std::fs::File::create(file)?);
-        for (at, (record, answer)) in records.iter().zip(answers).enumerate() {
-            let mut row = row(&name, record, answer);
-            if let (Some(by), Some(other)) = (&second, asked.and_then(|asked| asked.get(at))) {
-                row["draft"]["second"] = json!({ "by": by, "text": other.said() });
+        local_worker::whole::write(file, |out| {
+            for (at, (record, answer)) in records.iter().zip(answers).enumerate() {
+                let mut row = row(&name, record, answer);
+                if let (Some(by), Some(other)) = (&second, asked.and_then(|asked| asked.get(at))) {
+                    row["draft"]["second"] = json!({ "by": by, "text": other.said() });
+                }
+                writeln!(out, "{row}")?;
             }
-            writeln!(out, "{row}")?;
-        }
-        out.flush()
+            Ok(())
+        })
     }
 }
 

@@ -201,16 +201,22 @@ fn compress(folder: &mut RunFolder, recipe: &str, out: &mut dyn Write) -> anyhow
     let began = Instant::now();
     let student = folder.run.student.clone().context("there is no student yet")?;
     let student = folder.unchanged(&student.model)?;
-    let table: toml::Table = recipe.parse().context("the recipe")?;
-    let format = table.get("format").and_then(toml::Value::as_str).unwrap_or("q8_0").to_owned();
-    let target: Target = format.parse().map_err(|problem: String| anyhow::anyhow!("the recipe's format: {problem}"))?;
-    ensure!(!target.wants_calibration(), "the recipe's format {format} needs a text to calibrate on; name another");
+    let target = format_of(recipe)?;
     let file = folder.file("candidate.gguf");
     Weights::read(&ModelSource::Path(student))?.convert(target)?.write(&file)?;
     let candidate = made(&file, began)?;
     writeln!(out, "compressed to {target}: {} bytes", candidate.bytes)?;
     folder.run.candidate = Some(candidate);
     Ok(folder.save()?)
+}
+
+/// What the recipe says the student is compressed to.
+pub fn format_of(recipe: &str) -> anyhow::Result<Target> {
+    let table: toml::Table = recipe.parse().context("the recipe")?;
+    let format = table.get("format").and_then(toml::Value::as_str).unwrap_or("q8_0").to_owned();
+    let target: Target = format.parse().map_err(|problem: String| anyhow::anyhow!("the recipe's format: {problem}"))?;
+    ensure!(!target.wants_calibration(), "the recipe's format {format} needs a text to calibrate on; name another");
+    Ok(target)
 }
 
 /// Both models on held-out answers and the suite.

@@ -47,14 +47,19 @@ fn the_bundled_model_loses_a_layer_and_tells_of_it() {
     assert!(told["pruned"]["weights"].as_u64() < told["pruned"]["of"].as_u64());
     let (network, _) = model::read(&ModelSource::Path(PathBuf::from(&out))).unwrap();
     assert_eq!((network.shape.layers, network.shape.feed_forward), (2, 512));
-    prune(&["--these-layers", "2,0", "--requantize", "--out", &out]).unwrap();
+    prune(&["--these-layers", "0,2", "--requantize", "--out", &out]).unwrap();
     let (network, _) = model::read(&ModelSource::Path(PathBuf::from(&out))).unwrap();
     assert_eq!(network.shape.layers, 2);
     let norm =
         |network: &Network, layer: usize| network.tensor(&format!("blk.{layer}.ffn_norm.weight")).unwrap().to_vec();
-    assert_eq!((norm(&network, 0), norm(&network, 1)), (norm(&bundled, 2), norm(&bundled, 0)));
-    let error = prune(&["--these-layers", "9", "--requantize", "--out", &out]).unwrap_err().to_string();
-    assert!(error.contains("numbered from 0"), "{error}");
+    assert_eq!((norm(&network, 0), norm(&network, 1)), (norm(&bundled, 0), norm(&bundled, 2)));
+    for layers in ["9", "2,0", "1,1"] {
+        let error = prune(&["--these-layers", layers, "--requantize", "--out", &out]).unwrap_err().to_string();
+        assert!(error.contains("each once and in their order"), "{error}");
+    }
+    std::fs::write(path("blank"), " \n").unwrap();
+    let error = prune(&["--layers", "2", "--requantize", "--calibrate", &path("blank"), "--out", &out]).unwrap_err();
+    assert!(error.to_string().contains("calibration text is too short"), "{error}");
     let said = prune(&["--zeros", "2:4", "--requantize", "--out", &out]).unwrap();
     assert!(said.contains("zero share in layers 0.5") && said.contains("nothing smaller or faster"), "{said}");
 }
