@@ -1,8 +1,8 @@
 //! Small language models, in process.
 mod kernels;
+pub mod files;
 pub mod model;
 pub mod embed;
-pub mod whole;
 pub mod tokenizer;
 pub mod template;
 pub mod engine;

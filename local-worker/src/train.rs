@@ -126,5 +126,5 @@ impl TrainError {
 
 /// Writes a file that appears whole or not at all.
 fn write_whole(path: &Path, put: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), TrainError> {
-    crate::whole::write(path, |file| put(file)).map_err(|error| TrainError::file(path, error))
+    crate::files::write(path, |file| put(file)).map_err(|error| TrainError::file(path, error))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 /// Writes `bytes` beside `file`, waits for the disk, and puts them in its place.
 ///
 /// # Errors
-/// As [`local_worker::whole::write`].
+/// As [`local_worker::files::write`].
 pub fn replace(file: &Path, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
-    local_worker::whole::write(file, |new| new.write_all(bytes.as_ref()))
+    local_worker::files::write(file, |new| new.write_all(bytes.as_ref()))
 }

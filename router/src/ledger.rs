@@ -329,14 +329,8 @@ impl Ledger {
         let unusable =
             |error: std::io::Error| LedgerError::Folder { path: folder.to_owned(), reason: error.to_string() };
         std::fs::create_dir_all(folder).map_err(unusable)?;
-        let lock_path = folder.join("lock");
-        let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(unusable)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(LedgerError::Locked { path: folder.to_owned() }),
-            Err(std::fs::TryLockError::Error(error)) => return Err(unusable(error)),
-        }
+        let lock = local_worker::files::lock(&folder.join("lock")).map_err(unusable)?;
+        let lock = lock.ok_or_else(|| LedgerError::Locked { path: folder.to_owned() })?;
         let store = Store::open(&folder.join("ledger.sqlite"), options.sync_each).await?;
         let mut recovery = Recovery::default();
         let journal = Arc::new(Journal::open(folder, options, &store.position().await?, &mut recovery.torn)?);

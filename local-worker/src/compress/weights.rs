@@ -199,7 +199,7 @@ impl Weights {
     /// # Errors
     /// The file can't be written.
     pub fn write(&self, path: &Path) -> Result<(), CompressError> {
-        let written = crate::whole::write(path, |file| self.put(file));
+        let written = crate::files::write(path, |file| self.put(file));
         written.map_err(|error| CompressError::Unwritable { path: path.to_owned(), error })
     }
 

@@ -4,6 +4,9 @@ use super::{PruneError, largest, squares};
 use crate::model::{Site, Watch};
 use crate::train::network::{Network, Part, Shape};
 
+/// How many layers or heads may be kept.
+const SOME: &str = "keep one at least, and no more than there are";
+
 /// A network of another shape, each tensor made from one of `network` by `take`, which gets the new part and the old one.
 fn rebuilt(
     network: &Network,
@@ -29,25 +32,20 @@ fn rebuilt(
 pub fn drop_layers(network: &Network, influences: &[f64], keep: usize) -> Result<(Network, Vec<usize>), PruneError> {
     let there = network.shape.layers;
     if keep == 0 || keep > there || influences.len() != there {
-        return Err(PruneError::Amount {
-            what: "layers",
-            wanted: keep,
-            there,
-            right: "keep one at least, and no more than there are",
-        });
+        return Err(PruneError::Amount { what: "layers", wanted: keep, there, right: SOME });
     }
     let kept = largest(influences, keep);
     let dropped = (0..there).filter(|layer| !kept.contains(layer)).collect();
     Ok((keep_layers(network, &kept)?, dropped))
 }
 
-/// The network with some of its layers alone, in the order given.
+/// The network with some of its layers alone.
 ///
 /// # Errors
 /// None is given, one that there is not, or not each once and in their order.
 pub fn keep_layers(network: &Network, kept: &[usize]) -> Result<Network, PruneError> {
     let there = network.shape.layers;
-    let rises = kept.iter().zip(kept.iter().skip(1)).all(|(one, next)| one < next);
+    let rises = kept.is_sorted_by(|one, next| one < next);
     if kept.is_empty() || !rises || kept.iter().any(|layer| *layer >= there) {
         return Err(PruneError::Layers { kept: kept.to_vec(), there });
     }
@@ -100,12 +98,7 @@ pub fn keep_neurons(network: &Network, watch: &Watch, keep: usize) -> Result<Net
 pub fn keep_heads(network: &Network, watch: &Watch, keep: usize) -> Result<Network, PruneError> {
     let (there, head, width) = (network.shape.kv_heads, network.shape.head(), network.shape.width);
     if keep == 0 || keep > there {
-        return Err(PruneError::Amount {
-            what: "key heads",
-            wanted: keep,
-            there,
-            right: "keep one at least, and no more than there are",
-        });
+        return Err(PruneError::Amount { what: "key heads", wanted: keep, there, right: SOME });
     }
     let group = network.shape.heads / there * head;
     let queries = there * group;

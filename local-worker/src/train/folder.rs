@@ -13,6 +13,7 @@ use super::{TrainError, write_whole};
 use crate::embed::StaticEmbedder;
 use crate::engine::ModelSource;
 use crate::evaluate::suite::{self, Record};
+use crate::files;
 use crate::kernels::Level;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -104,7 +105,8 @@ impl Prepared {
         let mut told = told(&recipe, files, notes)?;
         let before = check(folder, &told, &recipe.training)?;
         let (mut start, metadata) = begin(&recipe, folder, &chosen.train, before.is_some())?;
-        told["vocabulary"] = hash_of(&Some(folder.join(VOCABULARY)).filter(|_| recipe.network.is_some()))?;
+        let own = recipe.network.is_some().then(|| folder.join(VOCABULARY));
+        told["vocabulary"] = hash_of(&own)?;
         if let Some(found) = before.and_then(|mut before| before.get_mut("vocabulary").map(Value::take)) {
             let mut differences = Vec::new();
             compare("vocabulary", &found, &told["vocabulary"], &mut differences);
@@ -113,6 +115,10 @@ impl Prepared {
             }
         }
         let words = Words::new(&metadata, start.shape.vocabulary)?;
+        if recipe.start.chat_template.is_some() && words.example("one", "")?.0 == words.example("another", "")?.0 {
+            let problem = "start.chat_template does not show what the user says".to_owned();
+            return Err(TrainError::Vocabulary(problem));
+        }
         let mut embedded = 0;
         if let Some(path) = &recipe.start.vectors {
             let embedder =
@@ -218,11 +224,6 @@ fn begin(recipe: &Recipe, folder: &Path, records: &[Record], goes_on: bool) -> R
         }
         if let Some(template) = &recipe.start.chat_template {
             put("tokenizer.chat_template", template);
-            let words = Words::new(&metadata, network.shape.vocabulary)?;
-            if words.example("one", "")?.0 == words.example("another", "")?.0 {
-                let problem = "start.chat_template does not show what the user says".to_owned();
-                return Err(TrainError::Vocabulary(problem));
-            }
         }
         network.shape.context = recipe.start.context.unwrap_or(network.shape.context);
         return Ok((network, metadata));
@@ -271,28 +272,18 @@ fn hash_of(path: &Option<PathBuf>) -> Result<Value, TrainError> {
     path.as_ref().filter(|path| path.is_file()).map_or(Ok(Value::Null), |path| hash(path))
 }
 
-/// A file's name and what it hashes to, as a run notes it.
-///
-/// # Errors
-/// It can't be read.
-pub fn hash(path: &Path) -> Result<Value, TrainError> {
-    let mut hasher = blake3::Hasher::new();
-    let read = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
-    read.map_err(|error| TrainError::file(path, error))?;
+/// A file's name and what it hashes to.
+fn hash(path: &Path) -> Result<Value, TrainError> {
+    let hash = files::hash(path).map_err(|error| TrainError::file(path, error))?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    Ok(json!({ "file": name, "blake3": hasher.finalize().to_hex().as_str() }))
+    Ok(json!({ "file": name, "blake3": hash }))
 }
 
 /// The folder for this process alone, as long as the file is open.
 fn lock(folder: &Path) -> Result<std::fs::File, TrainError> {
     let path = folder.join("lock");
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| TrainError::file(&path, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(TrainError::InUse { folder: folder.to_owned() }),
-        Err(std::fs::TryLockError::Error(error)) => Err(TrainError::file(&path, error)),
-    }
+    let lock = files::lock(&path).map_err(|error| TrainError::file(&path, error))?;
+    lock.ok_or_else(|| TrainError::InUse { folder: folder.to_owned() })
 }
 
 /// What the folder's run was made of, if there is one; one made of something else is refused. One whose rate has not begun to

@@ -9,7 +9,7 @@ use crate::learn::transcripts::{Transcripts, Wanted};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use local_worker::ModelSource;
-use local_worker::train::folder::{Files, Lesson, Prepared, hash};
+use local_worker::train::folder::{Files, Lesson, Prepared};
 use local_worker::train::pass::Aim;
 use local_worker::train::recipe::Recipe;
 use local_worker::train::teacher::Teacher;
@@ -117,7 +117,7 @@ fn student(arguments: &StudentArguments, out: &mut dyn Write) -> anyhow::Result<
         if let ModelSource::Path(path) = &found
             && path.is_file()
         {
-            noted = hash(path)?["blake3"].take();
+            noted = json!(crate::flywheel::hash(path)?);
         }
     }
     let mut train = arguments.data.clone();

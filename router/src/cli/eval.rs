@@ -330,7 +330,7 @@ fn show(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
 }
 
 fn write_answers(file: &Path, records: &[Record], answers: &[Answer]) -> std::io::Result<()> {
-    local_worker::whole::write(file, |out| {
+    local_worker::files::write(file, |out| {
         for (record, answer) in records.iter().zip(answers) {
             let row = json!({
                 "id": record.id, "task": record.task, "source": record.source, "prompt": record.prompt,

@@ -115,11 +115,12 @@ fn turn(arguments: &TurnArguments, out: &mut dyn Write) -> anyhow::Result<ExitCo
     let promotion = gate_of(&policy)?;
     let recipe = make::recipe_text(arguments.recipe.as_deref())?;
     let before = RunFolder::read(&arguments.folder)?.map(|found| found.run.settings.serving.clone());
-    let settings = settings(arguments, &policy, &recipe, before)?;
-    if !arguments.suite.is_empty() {
+    if before.is_none() {
+        // A run keeps its inputs, so what is wrong with them is found before there is one.
         super::eval::suite(&arguments.suite, None)?;
+        make::format_of(&recipe)?;
     }
-    make::format_of(&recipe)?;
+    let settings = settings(arguments, &policy, &recipe, before)?;
     let mut folder = RunFolder::open(&arguments.folder, settings)?;
     if let Some(other) = policy.candidate.as_ref().filter(|_| folder.run.candidate.is_none()) {
         return Err(FlywheelError::tries_another(&arguments.policy, other).into());

@@ -35,10 +35,7 @@ impl Source {
 /// # Errors
 /// It can't be read.
 pub fn hash(file: &Path) -> Result<String, FlywheelError> {
-    let mut hasher = blake3::Hasher::new();
-    let read = std::fs::File::open(file).and_then(|mut opened| std::io::copy(&mut opened, &mut hasher));
-    read.map_err(|error| FlywheelError::file(file, error))?;
-    Ok(hasher.finalize().to_hex().to_string())
+    local_worker::files::hash(file).map_err(|error| FlywheelError::file(file, error))
 }
 
 /// What a run is made of: one with other settings is another run.
@@ -287,13 +284,8 @@ impl RunFolder {
 
 fn lock(path: &Path) -> Result<std::fs::File, FlywheelError> {
     let file = path.join("lock");
-    let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&file);
-    let lock = lock.map_err(|error| FlywheelError::file(&file, error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(FlywheelError::InUse { path: path.to_owned() }),
-        Err(std::fs::TryLockError::Error(error)) => Err(FlywheelError::file(&file, error)),
-    }
+    let lock = local_worker::files::lock(&file).map_err(|error| FlywheelError::file(&file, error))?;
+    lock.ok_or_else(|| FlywheelError::InUse { path: path.to_owned() })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use super::reference::{is_commit, is_safe_file};
 use super::{HubError, HubReference};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// What the hub listed for a commit.
@@ -76,12 +76,7 @@ impl Lock {
     pub fn try_take(partial: &Path) -> Result<Option<Self>, HubError> {
         let path = partial.with_extension("lock");
         make_parent(&path)?;
-        let file = File::options().create(true).append(true).open(&path).map_err(|error| io(&path, error))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(io(&path, error)),
-        }
+        Ok(crate::files::lock(&path).map_err(|error| io(&path, error))?.map(Self))
     }
 }
 

@@ -95,7 +95,7 @@ impl DraftArguments {
         let name = self.name.clone().unwrap_or_else(|| called(model));
         let second =
             self.second.as_deref().map(|second| if second == SAMPLE { SAMPLE.to_owned() } else { called(second) });
-        local_worker::whole::write(file, |out| {
+        local_worker::files::write(file, |out| {
             for (at, (record, answer)) in records.iter().zip(answers).enumerate() {
                 let mut row = row(&name, record, answer);
                 if let (Some(by), Some(other)) = (&second, asked.and_then(|asked| asked.get(at))) {

@@ -1,6 +1,7 @@
-//! Files that appear whole or not at all: a reader, and whoever comes after a crash, finds the old one or the new one.
+//! Files that processes share: they appear whole or not at all, so that a reader, and whoever comes after a crash, finds the old
+//! one or the new one; one process holds a lock; content is told apart by its hash.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, Error, ErrorKind, Result};
 use std::path::Path;
 
@@ -24,6 +25,30 @@ pub fn write(path: &Path, put: impl FnOnce(&mut BufWriter<File>) -> Result<()>) 
         // Half a file helps nobody; that it can't be removed neither.
         let _left = std::fs::remove_file(&beside);
     })
+}
+
+/// Takes the lock that a file stands for, made if it is not there; `None` while another holds it. It is given up when the file
+/// is closed.
+///
+/// # Errors
+/// The file can't be made or locked.
+pub fn lock(path: &Path) -> Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The BLAKE3 hash of a file, 64 hexadecimal digits.
+///
+/// # Errors
+/// It can't be read.
+pub fn hash(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    std::io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 #[cfg(test)]
@@ -51,6 +76,19 @@ mod tests {
         assert!(error.contains("no regular file"), "{error}");
         let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "nothing is left beside: {names:?}");
+    }
+
+    #[test]
+    fn one_at_a_time_holds_a_lock_and_content_decides_a_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let held = lock(&path).unwrap().unwrap();
+        assert!(lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(lock(&path).unwrap().is_some());
+        assert!(lock(&folder.path().join("none/lock")).is_err());
+        std::fs::write(&path, "a").unwrap();
+        assert_eq!(hash(&path).unwrap(), blake3::hash(b"a").to_hex().as_str());
     }
 
     #[cfg(unix)]
