@@ -26,110 +26,8 @@ import blake3
 
 from nano_fields import Fields, lists_of, objects
 from nano_forms import CLOSED, LANGUAGE_NAMES, NAMES, NOUNS, OWN, OWN_LISTS, OWN_MORE, RENAMED, SAME_NAMES, SYSTEM
+from nano_stages import PASSES
 
-# Times that a record of a learnt task comes, in each stage. What needs many words counted comes often, what is only to be read less.
-FIRST = {
-    "intent_closed": 4.5,
-    "oos_detect": 1.5,
-    "intent_candidates": 1,
-    "intent_full_list": 1,
-    "sentiment": 1.2,
-    "topic": 1.4,
-    "spam": 3,
-    "clickbait": 2.5,
-    "language_id": 3.5,
-    "smalltalk": 4.5,
-    "dialogue_act": 2,
-    "slots_json": 1.6,
-    "ticket_extract": 0.9,
-    "log_parse": 0.9,
-    "order_json": 2.5,
-    "handoff": 0.8,
-}
-SECOND = {
-    "intent_closed": 3,
-    "intent_candidates": 1,
-    "intent_full_list": 0.5,
-    "oos_detect": 1,
-    "sentiment": 1,
-    "topic": 1,
-    "spam": 1.5,
-    "clickbait": 1,
-    "language_id": 1.5,
-    "smalltalk": 2.5,
-    "dialogue_act": 1,
-    "slots_json": 3.5,
-    "ticket_extract": 1,
-    "log_parse": 2.5,
-    "order_json": 4,
-    "handoff": 0.8,
-}
-THIRD = SECOND | {"intent_closed": 7, "oos_detect": 1.5}
-FOURTH = {
-    "intent_closed": 3.5,
-    "oos_detect": 1,
-    "intent_candidates": 1,
-    "intent_full_list": 5,
-    "sentiment": 3,
-    "topic": 3.5,
-    "spam": 8,
-    "clickbait": 8,
-    "language_id": 10,
-    "smalltalk": 11,
-    "dialogue_act": 2,
-    "slots_json": 5,
-    "ticket_extract": 0.8,
-    "log_parse": 1.5,
-    "order_json": 3,
-    "handoff": 0.8,
-}
-FIFTH = FOURTH | {
-    "intent_closed": 9,
-    "intent_candidates": 0.5,
-    "intent_full_list": 1.5,
-    "sentiment": 1.5,
-    "topic": 1,
-    "spam": 3,
-    "clickbait": 3,
-    "language_id": 4,
-    "smalltalk": 5,
-    "dialogue_act": 1,
-    "slots_json": 6,
-    "order_json": 2.5,
-}
-SIXTH = FOURTH | {
-    "intent_closed": 4,
-    "intent_candidates": 0.5,
-    "intent_full_list": 1.5,
-    "sentiment": 2.5,
-    "topic": 3,
-    "spam": 4,
-    "clickbait": 4,
-    "language_id": 5,
-    "smalltalk": 7,
-    "dialogue_act": 1,
-    "slots_json": 3.2,
-    "log_parse": 0.7,
-    "ticket_extract": 0.5,
-    "order_json": 1.5,
-}
-SEVENTH = SIXTH | {
-    "intent_closed": 2.5,
-    "intent_candidates": 0.4,
-    "intent_full_list": 1,
-    "sentiment": 2.5,
-    "topic": 2,
-    "spam": 4,
-    "clickbait": 4,
-    "language_id": 4,
-    "smalltalk": 9,
-    "dialogue_act": 0.8,
-    "slots_json": 1.5,
-    "log_parse": 0.4,
-    "ticket_extract": 0.3,
-    "order_json": 1,
-    "handoff": 0.8,
-}
 DECLINED = 260  # of each other task
 DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
 LONG_LISTS = 0.1  # passes of prompts with all labels of a large set: they are long
@@ -446,6 +344,11 @@ def requests(records):
     return {id: (text, fields.best(names)) for id, (text, names) in asked.items()}
 
 
+def written_in(prompt, text):
+    """A text as it stands in a prompt, which may be JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1] if prompt.startswith("{") else text
+
+
 def as_asked(rng, text, label, asked, texts=None):
     """A text with its label in the form and with the list of one of these questions, such as a closed question's as one about topics."""
     like = rng.choice(asked)
@@ -456,8 +359,7 @@ def as_asked(rng, text, label, asked, texts=None):
         return None
     shown = list(labels)
     rng.shuffle(shown)
-    told = json.dumps(text, ensure_ascii=False)[1:-1] if prompt.startswith("{") else text
-    return prompt.replace(between.join(labels), between.join(shown)).replace(old, told), spelt[plain(label)]
+    return prompt.replace(between.join(labels), between.join(shown)).replace(old, written_in(prompt, text)), spelt[plain(label)]
 
 
 def in_fewer_words(rng, record):
@@ -485,7 +387,7 @@ def in_other_words(rng, record, texts, alike):
     other = as_asked(rng, fewer, record["answer"], alike, texts) if rng.random() < OTHER_FORM else None
     if other:
         return record | {"prompt": other[0], "answer": other[1], "labels": None}
-    old, new = (json.dumps(t, ensure_ascii=False)[1:-1] if prompt.startswith("{") else t for t in (text, fewer))
+    old, new = written_in(prompt, text), written_in(prompt, fewer)
     return record | {"prompt": prompt.replace(old, new)} if prompt.count(old) == 1 else record
 
 
@@ -541,7 +443,7 @@ def times(rng, number):
 def main():
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
     stage = int(sys.argv[3]) if sys.argv[3:] else 1
-    passes_of = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)[stage - 1]
+    passes_of = PASSES[stage - 1]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     with gzip.open(source, "rt", encoding="utf-8") as file:
