@@ -27,12 +27,12 @@ static SLUICE_EMBED: &[u8] = include_bytes!("../models/sluice-embed-v0.vectors")
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
     /// The file can't be read.
-    #[error("{file}: {source}")]
+    #[error("{file}: {error}")]
     Io {
         /// Its path.
         file: String,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// Another kind of file.
     #[error("{file}: not a table of word vectors: it does not start with SLVECS and version 1")]
@@ -114,7 +114,7 @@ impl StaticEmbedder {
     /// The file can't be read, is cut off or damaged, or is none.
     pub fn from_file(path: &Path) -> Result<Self, EmbedError> {
         let file = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|source| EmbedError::Io { file: file.clone(), source })?;
+        let bytes = std::fs::read(path).map_err(|error| EmbedError::Io { file: file.clone(), error })?;
         Ok(Self { table: Table::read(&file, Cow::Owned(bytes))? })
     }
 

@@ -24,7 +24,7 @@ const UNUSED: i32 = 5;
 /// A file is missing or malformed, or the tokenizer is of a kind that GGUF has no words for.
 pub fn read(folder: &Path, config: &Config, size: usize) -> Result<BTreeMap<String, Value>, CompressError> {
     let path = folder.join("tokenizer.json");
-    let text = std::fs::read(&path).map_err(|source| LoadError::Io { file: path.display().to_string(), source })?;
+    let text = std::fs::read(&path).map_err(|error| LoadError::Io { file: path.display().to_string(), error })?;
     let file: Json = serde_json::from_slice(&text).map_err(|error| malformed(&path, format!("is no JSON: {error}")))?;
     let beside = Beside::read(folder)?;
     let unsupported = |problem| LoadError::Unsupported { file: path.display().to_string(), problem };

@@ -39,7 +39,7 @@ impl Weights {
             }
             ModelSource::Path(path) => {
                 let file = path.display().to_string();
-                let bytes = Mapped::open(path).map_err(|source| LoadError::Io { file: file.clone(), source })?;
+                let bytes = Mapped::open(path).map_err(|error| LoadError::Io { file: file.clone(), error })?;
                 Self::parse(&file, &bytes)
             }
         }

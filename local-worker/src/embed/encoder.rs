@@ -241,7 +241,7 @@ fn optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EmbedError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, EmbedError> {
-    std::fs::read(path).map_err(|source| EmbedError::Io { file: shown(path), source })
+    std::fs::read(path).map_err(|error| EmbedError::Io { file: shown(path), error })
 }
 
 fn content(path: &Path, problem: String) -> EmbedError {

@@ -32,7 +32,7 @@ pub(crate) fn load(name: &str, source: &ModelSource, config: &WorkerConfig) -> R
         ModelSource::Path(path) if path.is_dir() => load_directory(name, path, config, started),
         ModelSource::Path(path) => {
             let file = path.display().to_string();
-            let bytes = Mapped::open(path).map_err(|source| LoadError::Io { file: file.clone(), source })?;
+            let bytes = Mapped::open(path).map_err(|error| LoadError::Io { file: file.clone(), error })?;
             load_bytes(name, &file, &bytes, config, started)
         }
     }

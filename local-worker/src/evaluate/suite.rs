@@ -2,6 +2,7 @@
 //!
 //! A suite comes from anywhere, so whatever is wrong with it is told with file and line, before any model is asked.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -68,32 +69,52 @@ pub enum SuiteError {
 }
 
 /// Reads a file of records, gzipped or not (told by its first bytes). `accept` looks at each record; what it says is wrong
-/// is told with the record's line. Blank lines are passed over.
+/// is told with the record's line. Blank lines are passed over, and so is a byte order mark. An empty answer is taken: who has
+/// the questions answered by a teacher has none yet.
 ///
 /// # Errors
-/// The file can't be read or holds no record, or one of its lines is damaged, is no record, or was not accepted.
+/// The file can't be read or holds no record, or one of its lines is damaged, is no record, has the id of an earlier one, or
+/// was not accepted.
 pub fn read(path: &Path, accept: impl Fn(&Record) -> Result<(), String>) -> Result<Vec<Record>, SuiteError> {
     let unreadable = |error| SuiteError::Unreadable { path: path.to_owned(), error };
     let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
     let zipped = file.fill_buf().map_err(unreadable)?.starts_with(&[0x1f, 0x8b]);
     let source: Box<dyn Read> = if zipped { Box::new(flate2::read::MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let mut records = Vec::new();
+    let (mut records, mut lines) = (Vec::new(), HashMap::new());
     for (index, line) in BufReader::new(source).lines().enumerate() {
         let line = line.map_err(|error| SuiteError::Damaged { path: path.to_owned(), line: index + 1, error })?;
+        let line = if index == 0 { line.trim_start_matches('\u{feff}') } else { &line };
         if line.trim().is_empty() {
             continue;
         }
         let bad = |reason: String| SuiteError::BadRecord { path: path.to_owned(), line: index + 1, reason };
-        let record: Record = serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?;
+        let record: Record = parse(line).map_err(bad)?;
         for (field, text) in [("id", &record.id), ("task", &record.task), ("prompt", &record.prompt)] {
             if text.trim().is_empty() {
                 return Err(bad(format!("{field} is empty")));
             }
         }
         accept(&record).map_err(bad)?;
+        if let Some(earlier) = lines.insert(record.id.clone(), index + 1) {
+            return Err(bad(format!("id `{}` is that of line {earlier} too; give each record its own", record.id)));
+        }
         records.push(record);
     }
     if records.is_empty() { Err(SuiteError::Empty { path: path.to_owned() }) } else { Ok(records) }
+}
+
+/// One line of JSON; what is wrong with it begins with the field, where one is of the wrong type.
+///
+/// # Errors
+/// It is no such object.
+pub fn parse<T: serde::de::DeserializeOwned>(line: &str) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_str(line);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().iter().next() {
+        Some(_) => format!("{}: {}", error.path(), error.inner()),
+        None => error.inner().to_string(),
+    })?;
+    json.end().map_err(|error| error.to_string())?;
+    Ok(parsed)
 }
 
 /// At most `limit` of the records, in their order: those whose ids hash lowest, so that a file sorted by task gives some of
@@ -160,16 +181,25 @@ pub(crate) mod tests {
 
     #[test]
     fn plain_and_zipped_files_are_read_and_faults_named_by_line() {
-        for bytes in [LINE.as_bytes().to_vec(), zipped(&format!("{LINE}\n\n{LINE}\n"))] {
+        let other = LINE.replace("\"1\"", "\"2\"");
+        for bytes in [format!("\u{feff}{LINE}").into_bytes(), zipped(&format!("{LINE}\n\n{other}\n"))] {
             assert_eq!(read(file(&bytes).path(), |_| Ok(())).unwrap()[0].answer, "a");
         }
+        let twice = fault(format!("{LINE}\n{other}\n\n{LINE}\n").as_bytes());
+        assert_eq!(twice, ":4: id `1` is that of line 1 too; give each record its own");
+        let number = fault(LINE.replace("\"a\"", "7").as_bytes());
+        assert!(number.starts_with(":1: answer: invalid type: integer `7`, expected a string"), "{number}");
+        let label = fault(LINE.replace("\"a\"", "\"a\",\"labels\":[\"x\",null]").as_bytes());
+        assert!(label.starts_with(":1: labels[1]: invalid type: null"), "{label}");
+        assert!(fault(format!("{LINE} x").as_bytes()).contains(":1: trailing characters"));
         assert!(fault(b"").contains("no record"));
         assert!(fault(&zipped("\n")).contains("no record"));
         assert!(fault(format!("{LINE}\n{{\"id\":\"2\"").as_bytes()).starts_with(":2: EOF while parsing"), "torn line");
         assert!(fault(LINE.replace("\"answer\"", "\"answr\"").as_bytes()).contains(":1: missing field `answer`"));
         assert!(fault(LINE.replace("\"p\"", "\" \"").as_bytes()).contains(":1: prompt is empty"));
         assert!(fault(format!("{LINE}\n\u{0}\u{1}").as_bytes()).starts_with(":2: "));
-        let whole = zipped(&format!("{LINE}\n").repeat(50));
+        let many: String = (0..50).map(|n| LINE.replace("\"1\"", &format!("\"{n}\"")) + "\n").collect();
+        let whole = zipped(&many);
         assert!(fault(&whole[..whole.len() - 12]).contains("cut off"), "torn archive");
         assert!(fault(&[LINE.as_bytes(), b"\n\xff\xfe"].concat()).starts_with(":2: "), "no text");
         let refused = read(file(LINE.as_bytes()).path(), |_| Err("no".to_owned())).unwrap_err();

@@ -82,7 +82,7 @@ impl Directory {
 
     fn open_shard(&mut self, file: &str) -> Result<(), LoadError> {
         let path = self.path.join(file);
-        let bytes = Mapped::open(&path).map_err(|source| LoadError::Io { file: name(&path), source })?;
+        let bytes = Mapped::open(&path).map_err(|error| LoadError::Io { file: name(&path), error })?;
         let number = self.shards.len();
         for (tensor, place) in safetensors::parse(&name(&path), &bytes)? {
             if self.places.contains_key(&tensor) {
@@ -139,7 +139,7 @@ fn name(path: &Path) -> String {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|source| LoadError::Io { file: name(path), source })
+    std::fs::read(path).map_err(|error| LoadError::Io { file: name(path), error })
 }
 
 impl Tensors for Directory {

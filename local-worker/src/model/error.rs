@@ -7,12 +7,12 @@ pub enum LoadError {
     #[error("this build contains no bundled model; give the path of a GGUF file")]
     NoBundledModel,
     /// The file could not be read.
-    #[error("{file}: {source}")]
+    #[error("{file}: {error}")]
     Io {
         /// The file.
         file: String,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The file is not what it claims to be.
     #[error("{file}: {problem}")]

@@ -43,7 +43,7 @@ impl Inspection {
             return Self::of_directory(&Directory::open(path)?);
         }
         let name = path.display().to_string();
-        let bytes = Mapped::open(path).map_err(|source| LoadError::Io { file: name.clone(), source })?;
+        let bytes = Mapped::open(path).map_err(|error| LoadError::Io { file: name.clone(), error })?;
         Self::of_gguf(&name, &bytes)
     }
 

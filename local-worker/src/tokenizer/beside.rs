@@ -24,7 +24,7 @@ impl Beside {
         let text = |name: &str| match std::fs::read_to_string(folder.join(name)) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(LoadError::Io { file: folder.join(name).display().to_string(), source }),
+            Err(error) => Err(LoadError::Io { file: folder.join(name).display().to_string(), error }),
         };
         let json = |name: &str| match text(name)? {
             None => Ok(Value::Null),

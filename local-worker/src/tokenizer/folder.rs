@@ -92,7 +92,7 @@ impl Described {
             let problem = format!("is not there; tokenizer.model alone is not read, `save_pretrained` writes {FILE}");
             return Err(LoadError::Unsupported { file, problem });
         }
-        let text = std::fs::read(&path).map_err(|source| LoadError::Io { file: file.clone(), source })?;
+        let text = std::fs::read(&path).map_err(|error| LoadError::Io { file: file.clone(), error })?;
         let malformed = |problem: String| LoadError::Malformed { file: file.clone(), problem };
         // The crate was not made for files that mean harm.
         let read = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&text)));

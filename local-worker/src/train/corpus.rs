@@ -10,12 +10,14 @@ use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// Reads a corpus; a record whose licence is not in `licences` is an error that names its line.
+/// Reads a corpus; a record whose licence is not in `licences` is an error that names its line, and so is one with an empty
+/// answer, unless a teacher answers (`taught`).
 ///
 /// # Errors
 /// As [`crate::evaluate::read_suite`].
-pub fn read(path: &Path, licences: &[String]) -> Result<Vec<Record>, SuiteError> {
+pub fn read(path: &Path, licences: &[String], taught: bool) -> Result<Vec<Record>, SuiteError> {
     suite::read(path, |record| match licences.contains(&record.licence) {
+        true if record.answer.trim().is_empty() && !taught => Err("answer is empty: nothing can be learnt".to_owned()),
         true => Ok(()),
         false => {
             let found = if record.licence.is_empty() { "none".to_owned() } else { format!("`{}`", record.licence) };
@@ -42,11 +44,8 @@ pub fn answered(records: Vec<Record>, files: &[PathBuf]) -> Result<Vec<Record>, 
         let text = std::fs::read_to_string(path);
         let text = text.map_err(|error| SuiteError::Unreadable { path: path.clone(), error })?;
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let row: Given = serde_json::from_str(line).map_err(|error| SuiteError::BadRecord {
-                path: path.clone(),
-                line: index + 1,
-                reason: error.to_string(),
-            })?;
+            let bad = |reason| SuiteError::BadRecord { path: path.clone(), line: index + 1, reason };
+            let row: Given = suite::parse(line).map_err(bad)?;
             if !row.cut && !row.given.trim().is_empty() {
                 given.insert(row.id, row.given);
             }
@@ -150,14 +149,18 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (other, told) in [("unstated", "`unstated`"), ("", "none")] {
             std::fs::write(file.path(), format!("{line}\n{}\n", line.replace("MIT", other))).unwrap();
-            let error = read(file.path(), &["MIT".to_owned()]).unwrap_err().to_string();
+            let error = read(file.path(), &["MIT".to_owned()], false).unwrap_err().to_string();
             assert!(
                 error.ends_with(&format!(":2: licence: {told}, which is not among the recipe's data.licences (MIT)")),
                 "{error}"
             );
         }
         std::fs::write(file.path(), line).unwrap();
-        assert_eq!(read(file.path(), &["MIT".to_owned()]).unwrap().len(), 1);
+        assert_eq!(read(file.path(), &["MIT".to_owned()], false).unwrap().len(), 1);
+        std::fs::write(file.path(), line.replace("\"a\"", "\" \"")).unwrap();
+        let error = read(file.path(), &["MIT".to_owned()], false).unwrap_err().to_string();
+        assert!(error.ends_with(":1: answer is empty: nothing can be learnt"), "{error}");
+        assert_eq!(read(file.path(), &["MIT".to_owned()], true).unwrap().len(), 1, "a teacher answers");
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Prepared {
     pub fn new(recipe: Recipe, files: &Files, folder: &Path, notes: Value) -> Result<Self, TrainError> {
         let mut records = Vec::new();
         for path in &files.train {
-            records.extend(corpus::read(path, &recipe.data.licences)?);
+            records.extend(corpus::read(path, &recipe.data.licences, !files.answers.is_empty())?);
         }
         if !files.answers.is_empty() {
             records = corpus::answered(records, &files.answers)?;

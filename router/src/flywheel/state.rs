@@ -14,7 +14,7 @@ const SCHEMA: u32 = 1;
 /// A file that a run is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// Its path as it was given.
+    /// Its whole path.
     pub file: String,
     /// Hash of its content.
     pub blake3: String,
@@ -26,7 +26,9 @@ impl Source {
     /// # Errors
     /// It can't be read.
     pub fn of(file: &Path) -> Result<Self, FlywheelError> {
-        Ok(Self { file: file.display().to_string(), blake3: hash(file)? })
+        let blake3 = hash(file)?;
+        let file = file.canonicalize().map_err(|error| FlywheelError::file(file, error))?;
+        Ok(Self { file: file.display().to_string(), blake3 })
     }
 }
 

@@ -93,11 +93,11 @@ pub(super) fn make_parent(path: &Path) -> Result<(), HubError> {
 }
 
 /// An error of the system with its path; a full disk is told as such.
-pub(super) fn io(path: &Path, source: std::io::Error) -> HubError {
+pub(super) fn io(path: &Path, error: std::io::Error) -> HubError {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    match source.kind() {
+    match error.kind() {
         StorageFull | QuotaExceeded => HubError::DiskFull { path: path.to_owned(), needed: 1, free: 0 },
-        _ => HubError::Io { path: path.to_owned(), source },
+        _ => HubError::Io { path: path.to_owned(), error },
     }
 }
 

@@ -116,11 +116,11 @@ pub enum HubError {
         free: u64,
     },
     /// The cache folder can't be used.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {error}", .path.display())]
     Io {
         /// File or folder.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
 }

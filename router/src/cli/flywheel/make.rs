@@ -4,7 +4,7 @@ use super::TurnArguments;
 use crate::cli::eval::{config, source, suite};
 use crate::cli::train::model::{Teller, tell_plan};
 use crate::domain::ModelId;
-use crate::flywheel::{Corpus, Made, Place, RunFolder, Source, Stage, hash};
+use crate::flywheel::{Corpus, Made, Place, RunFolder, Source, Stage};
 use crate::lab::card::{Card, Exam};
 use crate::learn::transcripts::{TASK, Transcript, Transcripts, Wanted};
 use anyhow::{Context as _, ensure};
@@ -190,11 +190,7 @@ fn recipe_takes(recipe: &Recipe, task: &str) -> bool {
 
 fn made(model: &Path, began: Instant) -> anyhow::Result<Made> {
     let bytes = std::fs::metadata(model).with_context(|| format!("cannot read {}", model.display()))?.len();
-    Ok(Made { model: Source { file: whole(model)?, blake3: hash(model)? }, bytes, seconds: began.elapsed().as_secs() })
-}
-
-fn whole(path: &Path) -> std::io::Result<String> {
-    Ok(path.canonicalize()?.display().to_string())
+    Ok(Made { model: Source::of(model)?, bytes, seconds: began.elapsed().as_secs() })
 }
 
 fn compress(folder: &mut RunFolder, recipe: &str, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Prints the tables of sluice-nano's card: `nano_card.py FOLDER`, where nano_evidence.sh left what it measured.
+
+A line is a task, or one source of it; floors are those of the corpus' README (multinomial naive Bayes on the same training texts).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+SERVED = (
+    ("intent_closed", "closed intents", {"clinc150": 87.4, "banking77": 85.9, "hwu64": 83.1}),
+    ("slots_json", "slots as JSON (slot F1)", {}),
+    ("ticket_extract", "support tickets as JSON (all equal)", {}),
+    ("log_parse", "log lines as JSON (all equal)", {}),
+    ("order_json", "drink orders as JSON (all equal)", {}),
+    ("dialogue_act", "dialogue acts, listed", {}),
+    ("intent_candidates", "intents from a list of candidates (5–20)", {}),
+    ("intent_full_list", "intents, all labels in the prompt", {"snips": 97.9, "bitext": 98.9}),
+    ("topic", "topic", {"stackoverflow20": 84.0, "clinc150": 95.0, "hwu64": 90.6}),
+    ("sentiment", "sentiment", {"goemotions": 65.0, "uci-sentiment": 80.8, "sst2": 81.0}),
+    ("spam", "spam", {"": 99.1}),
+    ("clickbait", "clickbait", {"": 97.3}),
+    ("language_id", "language", {"": 99.7}),
+    ("smalltalk", "small talk", {"chitchat": 88.2}),
+    ("oos_detect", "out of scope", {}),
+)
+ACCURACY = {"spam": "accuracy"}  # where the floor is not in the metric that the task is judged by
+
+
+def percent(share):
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def read(folder, name):
+    told = json.loads((folder / f"{name}.json").read_text())
+    return told, {task["task"]: task for task in told["tasks"]}
+
+
+def lines(task, name, floors, dev):
+    """Name, share, records, share on dev, floor."""
+    metric = ACCURACY.get(task["task"])
+    of = {"": next(other for other in task["others"] if other["metric"] == metric) if metric else task}
+    on_dev = {"": next(other for other in dev["others"] if other["metric"] == metric) if metric else dev}
+    sources = task.get("sources", {})
+    of, on_dev = of | sources, on_dev | dev.get("sources", {})
+    for source in [""] + sorted(sources):
+        label = f"… {source}" if source else name
+        yield label, of[source]["value"], of[source]["n"], on_dev.get(source, {}).get("value"), floors.get(source)
+
+
+def scores(folder):
+    (_, test), (_, dev) = read(folder, "test"), read(folder, "dev")
+    print("| task | test | n | dev | naive Bayes floor | |\n| --- | ---: | ---: | ---: | ---: | --- |")
+    for key, name, floors in SERVED:
+        for label, value, n, on_dev, floor in lines(test[key], name, floors, dev[key]):
+            told = "" if floor is None else f"above by {100 * value - floor:.1f}"
+            if floor is not None and 100 * value < floor - 0.05:
+                told = f"**below** by {(floor / 100 - value) * n:.1f} questions"
+            elif floor is not None and 100 * value < floor + 0.05:
+                told = "level"
+            shown = f"{floor:.1f}" if floor else "–"
+            print(f"| {label} | {percent(value)} | {n:,} | {percent(on_dev)} | {shown} | {told} |")
+        for other in test[key]["others"]:
+            print(f"| … {other['metric']} | {percent(other['value'])} | {other['n']:,} | | | |")
+
+
+def hand_offs(folder):
+    _, test = read(folder, "test")
+    served = {key for key, _, _ in SERVED}
+    rows = [test[key] for key in test if key in served]
+    others = {key: task for key, task in test.items() if key not in served and key != "handoff"}
+    print(f"\nJSON that parses, of what is served: {percent(share(rows, lambda t: t.get('json_parses', {}).get('n', 0), parsed))}")
+    print(f"`handoff`: {percent(test['handoff']['value'])} of {test['handoff']['n']}")
+    off, n = sum(task["handed_off"] for task in others.values()), sum(task["n"] for task in others.values())
+    print(f"tasks handed off: {len(others)}, {percent(off / n)} of {n:,}")
+    worst = sorted(others, key=lambda key: others[key]["handed_off"] / others[key]["n"])[:4]
+    print("  least: " + ", ".join(f"{key} {percent(others[key]['handed_off'] / others[key]['n'])}" for key in worst))
+    off, n = sum(task["handed_off"] for task in rows), sum(task["n"] for task in rows)
+    print(f"declined although served: {off} of {n:,}")
+
+
+def parsed(task):
+    found = task.get("json_parses")
+    return found["n"] * found["value"] if found else 0
+
+
+def share(rows, below, above):
+    return sum(map(above, rows)) / sum(map(below, rows))
+
+
+def official(folder):
+    _, tasks = read(folder, "official")
+    print("\n| official test set | right | n |\n| --- | ---: | ---: |")
+    for key in sorted(tasks):
+        sources = tasks[key].get("sources") or {key: tasks[key]}
+        for source in sorted(sources):
+            print(f"| {key}, {source} | {percent(sources[source]['value'])} | {sources[source]['n']:,} |")
+        for other in tasks[key]["others"]:
+            print(f"| … {other['metric']} | {percent(other['value'])} | {other['n']:,} |")
+
+
+def unseen(folder):
+    (_, free), (_, held) = read(folder, "unseen"), read(folder, "held")
+    print("\n| new: phrasings, words of labels | n | right | handed off | held to the list |\n| --- | ---: | ---: | ---: | ---: |")
+    for key, task in sorted(free.items(), reverse=True):
+        beside = percent(held[key]["value"]) if key in held else ""
+        handed = percent(task["handed_off"] / task["n"])
+        print(f"| {key} | {task['n']} | {percent(task['value'])} | {handed} | {beside} |")
+        for source, one in sorted(task.get("sources", {}).items()):
+            print(f"| … {source} | {one['n']} | {percent(one['value'])} | | |")
+
+
+def main():
+    folder = Path(sys.argv[1])
+    for tables in (scores, hand_offs, official, unseen):
+        tables(folder)
+
+
+main()
