@@ -11,7 +11,6 @@ that no task here has are declined. STAGE 5 is the same with more closed questio
 texts of most tasks, and asks SNIPS' and Bitext's texts with all labels of theirs, texts of questions about fields among them.
 STAGE 7 is for what counting words still does better: more words left out, texts asked about in forms of other questions, small talk
 in both tones, more closed questions as ones about topics; and for lists to be read: many more names of labels and forms around them.
-STAGE 8 has spam, headlines, languages and topics twice as often, and asks for the language of parts of texts.
 The same input gives the same output. Needs the package `blake3`.
 """
 
@@ -36,7 +35,7 @@ SHORTER_LATER = 0.4  # of lists, in the fourth stage
 RENAME, RENAME_LATER = 0.25, 0.08  # of questions whose labels may have other names; the second from the fourth stage on
 RENAME_LAST = 0.2  # in the seventh, of those whose text has words left out: each label by any name
 OWN_FORM, OWN_FORM_RENAMED = 0.12, 0.4  # of those, in the seventh: in a form that the corpus does not have
-DOMAINS = {4: 1.5, 5: 0.4, 6: 0.4, 7: 1, 8: 1.5}  # times that a closed question comes as one about its domain, by stage
+DOMAINS = {4: 1.5, 5: 0.4, 6: 0.4, 7: 1}  # times that a closed question comes as one about its domain, by stage
 ALL_LABELS = {"intent_candidates": 1, "slots_json": 0.4}  # times that a text of SNIPS or Bitext comes with all their labels, in the sixth
 FEWER_WORDS = {"sentiment", "topic", "spam", "clickbait", "language_id", "intent_candidates", "intent_full_list"}  # from the sixth on
 REVIEWS = 2.5  # passes of reviews for one of other sentiments, in the seventh
@@ -49,8 +48,7 @@ SHORTER = 0.85  # of lists
 RESPELT = 0.15  # of lists made shorter
 OWN_WORDS, OWN_WORDS_LAST = 0.12, 0.25  # of closed questions: phrasings that the corpus does not have; the second in the seventh
 DROP_WORDS, DROP_WORD = 0.4, 0.12  # of texts, of their words
-DROP_WORDS_LATER, DROP_WORD_LATER = 0.65, 0.2  # from the seventh on, of all but closed intents
-PART, SHORTEST_PART = 0.6, 3  # of texts whose language is asked, in the eighth; its words
+DROP_WORDS_LATER, DROP_WORD_LATER = 0.65, 0.2  # in the seventh, of all but closed intents
 
 # Kinds that no learnt task asks for, declined in the fourth stage.
 UNFAMILIAR = 2400  # questions
@@ -118,16 +116,6 @@ def fewer_words(rng, text, texts=DROP_WORDS, words_of_it=DROP_WORD):
         return text
     kept = [word for word in words if rng.random() > words_of_it]
     return " ".join(kept) if len(kept) >= 3 else text
-
-
-def part(rng, text):
-    """Some words of a text that stand one after the other: what is left is in the same language."""
-    words = text.split(" ")
-    if len(words) <= SHORTEST_PART or rng.random() > PART:
-        return text
-    length = rng.randint(SHORTEST_PART, len(words))
-    start = rng.randint(0, len(words) - length)
-    return " ".join(words[start : start + length])
 
 
 def shown_list(prompt, labels):
@@ -382,13 +370,13 @@ def in_fewer_words(rng, record):
     return record | {"prompt": record["prompt"].replace(text, fewer_words(rng, text))}
 
 
-def in_other_words(rng, record, texts, alike, parts):
-    """The same about a text with more words left out of it, or of parts of one in a known language, now and then in the form of one of the questions that are alike, in
+def in_other_words(rng, record, texts, alike):
+    """The same about a text with more words left out of it, now and then in the form of one of the questions that are alike, in
     one of ours, or with labels by other names."""
     text, prompt, task = texts.find(record), record["prompt"], record["task"]
     if not text or record["answer"] not in record["labels"]:
         return record
-    fewer = part(rng, text) if parts else fewer_words(rng, text, DROP_WORDS_LATER, DROP_WORD_LATER)
+    fewer = fewer_words(rng, text, DROP_WORDS_LATER, DROP_WORD_LATER)
     names = other_names(rng, task, record["labels"]) if task in NAMES and rng.random() < RENAME_LAST else {}
     if task in NOUNS and rng.random() < (OWN_FORM_RENAMED if names else OWN_FORM):
         prompt, answer = own_list(rng, record, fewer, names)
@@ -563,8 +551,7 @@ def main():
                         continue
                 said = record
                 if (number > 0 or task == "intent_candidates") and task in FEWER_WORDS and stage >= 7:
-                    said = in_other_words(rng, record, text_in, alike.get((task, record["source"])) or [record],
-                                          parts=stage >= 8 and task == "language_id")
+                    said = in_other_words(rng, record, text_in, alike.get((task, record["source"])) or [record])
                 elif number > 0 and task in FEWER_WORDS and stage >= 6:
                     said = in_fewer_words(rng, record)
                 shorter = task not in ("spam", "clickbait", "oos_detect") and ((number > 0 and stage < 4) or rng.random() < shorten)

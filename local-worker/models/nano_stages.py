@@ -103,15 +103,4 @@ SEVENTH = SIXTH | {
     "order_json": 1,
     "handoff": 0.8,
 }
-EIGHTH = SEVENTH | {
-    "intent_closed": 2,
-    "intent_full_list": 0.8,
-    "sentiment": 2,
-    "topic": 3,
-    "spam": 9,
-    "clickbait": 8,
-    "language_id": 8,
-    "smalltalk": 6,
-    "slots_json": 1.2,
-}
-PASSES = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH)
+PASSES = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
