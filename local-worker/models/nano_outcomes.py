@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from nano_records import FIRST
+from nano_stages import FIRST
 
 SERVED = FIRST.keys() - {"handoff"}
 ROUTING = ("routellm_mmlu", "routellm_gsm8k", "zeroeval_gsm", "zeroeval_math-l5", "zeroeval_crux", "llmrouter")
