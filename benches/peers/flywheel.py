@@ -16,6 +16,7 @@ import pathlib
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 import time
 
@@ -97,6 +98,21 @@ def started(processes, command, pattern, log):
     raise SystemExit(f"{command[1]} did not start; see {log}")
 
 
+def shown(folder, new):
+    """Shares that both models answered right while the candidate was tried, of the new task and of what the model knew."""
+    store = sqlite3.connect(folder / "data/ledger.sqlite")
+    texts = ((entry, json.loads(body).get("messages")) for entry, body in store.execute("select entry, body from recordings"))
+    prompts = {entry: messages[0]["text"].strip() for entry, messages in texts if messages}
+    graded = {}
+    for (body,) in store.execute("select body from outcomes"):
+        row = json.loads(body)
+        graded.setdefault(row["entry"], {})[bool(row["candidate"])] = row["small_quality"]
+    for name, is_new in (("new", True), ("known", False)):
+        both = [pair for entry, pair in graded.items() if len(pair) == 2 and (prompts.get(entry) in new) == is_new]
+        serving, candidate = (sum(pair[which] for pair in both) / max(len(both), 1) for which in (False, True))
+        print(f"{name}: {len(both)} requests, {100 * serving:.1f} % right serving, {100 * candidate:.1f} % candidate")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("sluice")
@@ -151,6 +167,7 @@ def turn_of(given, folder, traffic, processes):
     time.sleep(10)  # the gateway looks at its folder, and loads the candidate
     asked(traffic[given.recorded :], pause=0.5)  # a candidate answers when nothing else is to be done
     subprocess.run([*turn, "--wait", "120"], check=True)
+    shown(folder, {row["prompt"].strip() for row in traffic if row["task"] == given.task})
     subprocess.run([given.sluice, "flywheel", "rollback", "--folder", folder / "run"], check=True)
 
 
