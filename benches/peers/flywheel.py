@@ -106,7 +106,7 @@ def shown(folder, new):
     graded = {}
     for (body,) in store.execute("select body from outcomes"):
         row = json.loads(body)
-        graded.setdefault(row["entry"], {})[bool(row["candidate"])] = row["small_quality"]
+        graded.setdefault(row["entry"], {})[bool(row.get("candidate"))] = row["small_quality"]
     for name, is_new in (("new", True), ("known", False)):
         both = [pair for entry, pair in graded.items() if len(pair) == 2 and (prompts.get(entry) in new) == is_new]
         serving, candidate = (sum(pair[which] for pair in both) / max(len(both), 1) for which in (False, True))
