@@ -1,11 +1,11 @@
 """One turn of the flywheel: what the large model answered to a task that sluice-nano hands off, learnt and tried beside it.
 
-flywheel.py SLUICE CORPUS_FOLDER RECORDS.jsonl.gz FOLDER [--recorded 1200] [--shadowed 400] [--task emotion] [--tokens 400000]
+flywheel.py SLUICE CORPUS_FOLDER RECORDS.jsonl.gz FOLDER [--recorded 800] [--shadowed 300] [--task emotion] [--tokens 250000]
 
 A gateway of its own serves the bundled model; the large model is `sluice simulate`, which knows the corpus' right answers. Half of
 the traffic is a task that the bundled model declines, half the dev questions of five tasks that it answers. RECORDS is what
 nano_records.py wrote: part of it is learnt beside the recorded answers, so that what the model knows is not lost. Prints what each
-step said; FOLDER keeps everything, and a second call begins anew.
+step said; FOLDER is made, and keeps everything.
 """
 
 import argparse
@@ -119,15 +119,16 @@ def main():
     parser.add_argument("corpus", type=pathlib.Path)
     parser.add_argument("records")
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--recorded", type=int, default=1200)
-    parser.add_argument("--shadowed", type=int, default=400)
+    parser.add_argument("--recorded", type=int, default=800)
+    parser.add_argument("--shadowed", type=int, default=300)
     parser.add_argument("--task", default="emotion")
-    parser.add_argument("--tokens", type=int, default=400_000)
+    parser.add_argument("--tokens", type=int, default=250_000)
     parser.add_argument("--rate", default="3e-4")
     parser.add_argument("--beside", type=int, default=4000, help="records of what the model knows")
     given = parser.parse_args()
     folder = given.folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise SystemExit(f"{folder} exists; name a folder that does not")
     (folder / "policies").mkdir(parents=True)
     rng = random.Random(5)
     new = [r for r in read(given.corpus / "train.jsonl.gz") if r["task"] == given.task]

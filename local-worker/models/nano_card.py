@@ -2,9 +2,11 @@
 """Prints the tables of sluice-nano's card: `nano_card.py FOLDER`, where nano_evidence.sh left what it measured.
 
 A line is a task, or one source of it; floors are those of the corpus' README (multinomial naive Bayes on the same training texts).
+"Within chance": the floor lies in the 95 % Wilson interval of the share that is right.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,11 +27,31 @@ SERVED = (
     ("smalltalk", "small talk", {"chitchat": 88.2}),
     ("oos_detect", "out of scope", {}),
 )
+OUT_OF_SCOPE = "out_of_scope"
 ACCURACY = {"spam": "accuracy"}  # where the floor is not in the metric that the task is judged by
 
 
 def percent(share):
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def wilson(share, n, z=1.96):
+    """Bounds of a share of n questions."""
+    middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
+def beside(value, n, floor):
+    """A share beside its floor, which is in percent to one place."""
+    if floor is None:
+        return ""
+    if abs(100 * value - floor) < 0.05:
+        return "level"
+    low, high = wilson(value, n)
+    within = ", within chance" if low <= floor / 100 <= high else ""
+    if 100 * value > floor:
+        return f"above by {100 * value - floor:.1f} points{within}"
+    return f"**below** by {(floor / 100 - value) * n:.1f} questions{within}"
 
 
 def read(folder, name):
@@ -54,14 +76,10 @@ def scores(folder):
     print("| task | test | n | dev | naive Bayes floor | |\n| --- | ---: | ---: | ---: | ---: | --- |")
     for key, name, floors in SERVED:
         for label, value, n, on_dev, floor in lines(test[key], name, floors, dev[key]):
-            told = "" if floor is None else f"above by {100 * value - floor:.1f}"
-            if floor is not None and 100 * value < floor - 0.05:
-                told = f"**below** by {(floor / 100 - value) * n:.1f} questions"
-            elif floor is not None and 100 * value < floor + 0.05:
-                told = "level"
             shown = f"{floor:.1f}" if floor else "–"
-            print(f"| {label} | {percent(value)} | {n:,} | {percent(on_dev)} | {shown} | {told} |")
-        for other in test[key]["others"]:
+            print(f"| {label} | {percent(value)} | {n:,} | {percent(on_dev)} | {shown} | {beside(value, n, floor)} |")
+        task = test[key]
+        for other in [task] * (key in ACCURACY) + [other for other in task["others"] if other["metric"] != ACCURACY.get(key)]:
             print(f"| … {other['metric']} | {percent(other['value'])} | {other['n']:,} | | | |")
 
 
@@ -90,14 +108,24 @@ def share(rows, below, above):
 
 
 def official(folder):
-    _, tasks = read(folder, "official")
+    """Complete sets; what belongs to no intent, in CLINC150, apart."""
+    rows = {}
+    for line in (folder / "official.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["source"], []).append(row)
     print("\n| official test set | right | n |\n| --- | ---: | ---: |")
-    for key in sorted(tasks):
-        sources = tasks[key].get("sources") or {key: tasks[key]}
-        for source in sorted(sources):
-            print(f"| {key}, {source} | {percent(sources[source]['value'])} | {sources[source]['n']:,} |")
-        for other in tasks[key]["others"]:
-            print(f"| … {other['metric']} | {percent(other['value'])} | {other['n']:,} |")
+    for source, asked in sorted(rows.items()):
+        outside = [row for row in asked if row["answer"] == OUT_OF_SCOPE]
+        inside = [row for row in asked if row["answer"] != OUT_OF_SCOPE]
+        print(f"| {source} | {percent(part(inside, lambda row: row['right']))} | {len(inside):,} |")
+        if outside:
+            given = [row for row in asked if row["given"] == OUT_OF_SCOPE]
+            print(f"| … out of scope, recall | {percent(part(outside, lambda row: row['right']))} | {len(outside):,} |")
+            print(f"| … precision | {percent(part(given, lambda row: row['right']))} | {len(given):,} |")
+
+
+def part(rows, holds):
+    return sum(map(holds, rows)) / len(rows) if rows else None
 
 
 def unseen(folder):

@@ -24,7 +24,7 @@ rm -f "$out"/*.json
     asked unseen "$out/unseen.suite.jsonl.gz"
 } &
 asked test "$corpus/test.jsonl.gz"
-asked official "$corpus/test_official_intents.jsonl.gz"
+asked official "$corpus/test_official_intents.jsonl.gz" --answers "$out/official.jsonl"
 asked dev "$corpus/dev.jsonl.gz"
 asked held "$out/unseen.suite.jsonl.gz" --choices --tasks labels_sentiment labels_spam labels_clickbait labels_language_id
 wait $!
