@@ -109,9 +109,9 @@ pub fn read(path: &Path, accept: impl Fn(&Record) -> Result<(), String>) -> Resu
 /// It is no such object.
 pub fn parse<T: serde::de::DeserializeOwned>(line: &str) -> Result<T, String> {
     let mut json = serde_json::Deserializer::from_str(line);
-    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().iter().next() {
-        Some(_) => format!("{}: {}", error.path(), error.inner()),
-        None => error.inner().to_string(),
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let in_field = error.inner().is_data() && error.path().iter().next().is_some();
+        if in_field { format!("{}: {}", error.path(), error.inner()) } else { error.inner().to_string() }
     })?;
     json.end().map_err(|error| error.to_string())?;
     Ok(parsed)
