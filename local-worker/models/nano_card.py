@@ -25,7 +25,7 @@ SERVED = (
     ("clickbait", "clickbait", {"": 97.3}),
     ("language_id", "language", {"": 99.7}),
     ("smalltalk", "small talk", {"chitchat": 88.2}),
-    ("oos_detect", "out of scope", {}),
+    ("oos_detect", "out of scope: accuracy in scope", {}),
 )
 OUT_OF_SCOPE = "out_of_scope"
 ACCURACY = {"spam": "accuracy"}  # where the floor is not in the metric that the task is judged by
@@ -55,24 +55,26 @@ def beside(value, n, floor):
 
 
 def read(folder, name):
-    told = json.loads((folder / f"{name}.json").read_text())
-    return told, {task["task"]: task for task in told["tasks"]}
+    return {task["task"]: task for task in json.loads((folder / f"{name}.json").read_text())["tasks"]}
+
+
+def by_source(task):
+    """What is right of all of a task's questions, under no name, and of each source's."""
+    metric = ACCURACY.get(task["task"])
+    whole = next(other for other in task["others"] if other["metric"] == metric) if metric else task
+    return {"": whole} | task.get("sources", {})
 
 
 def lines(task, name, floors, dev):
     """Name, share, records, share on dev, floor."""
-    metric = ACCURACY.get(task["task"])
-    of = {"": next(other for other in task["others"] if other["metric"] == metric) if metric else task}
-    on_dev = {"": next(other for other in dev["others"] if other["metric"] == metric) if metric else dev}
-    sources = task.get("sources", {})
-    of, on_dev = of | sources, on_dev | dev.get("sources", {})
-    for source in [""] + sorted(sources):
+    of, on_dev = by_source(task), by_source(dev)
+    for source in sorted(of):
         label = f"… {source}" if source else name
         yield label, of[source]["value"], of[source]["n"], on_dev.get(source, {}).get("value"), floors.get(source)
 
 
 def scores(folder):
-    (_, test), (_, dev) = read(folder, "test"), read(folder, "dev")
+    test, dev = read(folder, "test"), read(folder, "dev")
     print("| task | test | n | dev | naive Bayes floor | |\n| --- | ---: | ---: | ---: | ---: | --- |")
     for key, name, floors in SERVED:
         for label, value, n, on_dev, floor in lines(test[key], name, floors, dev[key]):
@@ -84,11 +86,13 @@ def scores(folder):
 
 
 def hand_offs(folder):
-    _, test = read(folder, "test")
+    test = read(folder, "test")
     served = {key for key, _, _ in SERVED}
     rows = [test[key] for key in test if key in served]
     others = {key: task for key, task in test.items() if key not in served and key != "handoff"}
-    print(f"\nJSON that parses, of what is served: {percent(share(rows, lambda t: t.get('json_parses', {}).get('n', 0), parsed))}")
+    asked = [task["json_parses"] for task in rows if "json_parses" in task]
+    parse = sum(one["n"] * one["value"] for one in asked) / sum(one["n"] for one in asked)
+    print(f"\nJSON that parses, of what is served: {percent(parse)}")
     print(f"`handoff`: {percent(test['handoff']['value'])} of {test['handoff']['n']}")
     off, n = sum(task["handed_off"] for task in others.values()), sum(task["n"] for task in others.values())
     print(f"tasks handed off: {len(others)}, {percent(off / n)} of {n:,}")
@@ -96,15 +100,6 @@ def hand_offs(folder):
     print("  least: " + ", ".join(f"{key} {percent(others[key]['handed_off'] / others[key]['n'])}" for key in worst))
     off, n = sum(task["handed_off"] for task in rows), sum(task["n"] for task in rows)
     print(f"declined although served: {off} of {n:,}")
-
-
-def parsed(task):
-    found = task.get("json_parses")
-    return found["n"] * found["value"] if found else 0
-
-
-def share(rows, below, above):
-    return sum(map(above, rows)) / sum(map(below, rows))
 
 
 def official(folder):
@@ -129,7 +124,7 @@ def part(rows, holds):
 
 
 def unseen(folder):
-    (_, free), (_, held) = read(folder, "unseen"), read(folder, "held")
+    free, held = read(folder, "unseen"), read(folder, "held")
     print("\n| new: phrasings, words of labels | n | right | handed off | held to the list |\n| --- | ---: | ---: | ---: | ---: |")
     for key, task in sorted(free.items(), reverse=True):
         beside = percent(held[key]["value"]) if key in held else ""
