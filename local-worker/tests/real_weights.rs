@@ -31,7 +31,8 @@ use asking::answer;
 /// Distance of the two highest logits up to which either may win. Inputs of matrices are rounded to 8 bits, so that another order
 /// of the same sums moves logits by some tenths: of 3,182 choices the widest that differs is 0.50 with AVX-512 VNNI, 0.69 with AVX2.
 const TIE: f64 = 0.75;
-/// One in so many positions may differ (37 of 991 do for SmolLM2, 66 of 1,200 for Gemma, whose choices are closer; 41 and 68 with AVX2).
+/// One in so many positions may differ (37 of 991 do for SmolLM2, 66 of 1,200 for Gemma, whose choices are closer; 41 and 68
+/// with AVX2).
 const RAREST: usize = 12;
 /// How far perplexity may be from llama.cpp's.
 const CLOSE: f64 = 0.01;
