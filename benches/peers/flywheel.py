@@ -1,6 +1,7 @@
 """One turn of the flywheel: what the large model answered to a task that sluice-nano hands off, learnt and tried beside it.
 
 flywheel.py SLUICE CORPUS_FOLDER RECORDS.jsonl.gz FOLDER [--recorded 800] [--shadowed 300] [--task emotion] [--tokens 250000]
+    [--rate 3e-4] [--beside 4000]
 
 A gateway of its own serves the bundled model; the large model is `sluice simulate`, which knows the corpus' right answers. Half of
 the traffic is a task that the bundled model declines, half the dev questions of five tasks that it answers. RECORDS is what
@@ -165,6 +166,8 @@ def turn_of(given, folder, traffic, processes):
     asked(traffic[: given.recorded])
     time.sleep(3)  # the ledger's store takes entries in batches
     subprocess.run(turn, check=True)
+    if json.loads((folder / "run/flywheel.json").read_text())["stage"] != "shadowing":
+        return
     time.sleep(10)  # the gateway looks at its folder, and loads the candidate
     asked(traffic[given.recorded :], pause=0.5)  # a candidate answers when nothing else is to be done
     subprocess.run([*turn, "--wait", "120"], check=True)

@@ -2,7 +2,7 @@
 """What counting words comes to on SST-2 with the texts that sluice-nano may learn from: `nano_floor.py train.jsonl.gz test.jsonl.gz`.
 
 Multinomial naive Bayes on words and bigrams, as the corpus' README has it (the best of three smoothings on the test texts), learnt
-from the texts of reviews, of GoEmotions (positive and negative ones), and of both.
+from the texts of reviews, of GoEmotions (positive and negative ones), and of both. Needs the package `blake3`.
 """
 
 import gzip

@@ -7,7 +7,7 @@
 //! chooses another token than llama.cpp with its defaults at 9 to 13 of 366 positions of SmolLM2, and the distance of its
 //! two highest logits changes by up to 0.65. The same weights in single precision differ from llama.cpp at 13 positions, from
 //! this engine at 9. So a different token counts as a fault where llama.cpp's two highest logits lie further apart than
-//! 0.5, and more different ones than a few in a hundred count as a fault too.
+//! [`TIE`], and more different ones than a few in a hundred count as a fault too.
 //!
 //! The weights are not in the repository: `tests/fetch_smollm2.sh` and `tests/fetch_gemma3.sh` fetch them; without them
 //! these tests say so and pass.
@@ -29,7 +29,8 @@ use serde_json::Value;
 use asking::answer;
 
 /// Distance of the two highest logits up to which either may win. Inputs of matrices are rounded to 8 bits, so that another order
-/// of the same sums moves logits by some tenths: of 3,182 choices the widest that differs is 0.50 with AVX-512 VNNI, 0.69 with AVX2.
+/// of the same sums moves logits by some tenths: of 3,182 choices (the cache of half precision's among them) the widest that
+/// differs is 0.50 apart with AVX-512 VNNI, 0.69 with AVX2.
 const TIE: f64 = 0.75;
 /// One in so many positions may differ (37 of 991 do for SmolLM2, 66 of 1,200 for Gemma, whose choices are closer; 41 and 68
 /// with AVX2).

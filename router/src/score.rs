@@ -65,7 +65,7 @@ pub enum ScoreError {
     NoScorer(Pair),
     /// The scorer gave something that is no probability.
     #[error("the scorer gave no probability: {0}")]
-    NotAProbability(#[from] ScoreOutOfRange),
+    NotAProbability(ScoreOutOfRange),
 }
 
 /// A calibrated scorer for one pair of models; immutable.
@@ -130,7 +130,7 @@ impl PairScorer {
     /// # Errors
     /// As [`PairScorer::score`].
     pub fn score_turns(&self, turns: &[Turn<'_>]) -> Result<Score, ScoreError> {
-        Ok(Score::new(self.calibration.apply(self.raw(turns)))?)
+        Score::new(self.calibration.apply(self.raw(turns))).map_err(ScoreError::NotAProbability)
     }
 
     /// The raw score, which orders conversations as [`PairScorer::score`] does, without its steps. The less familiar a

@@ -60,6 +60,12 @@ pub enum SuiteError {
         /// What is wrong.
         reason: String,
     },
+    /// Records of several files have one id, and answers are given by id.
+    #[error("id `{id}` is that of several records: nobody can tell which one was answered; give each record its own")]
+    SharedId {
+        /// The id.
+        id: String,
+    },
     /// There is no record.
     #[error("{path}: no record; each line must be a JSON object with id, task, prompt and answer")]
     Empty {

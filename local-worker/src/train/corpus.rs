@@ -7,17 +7,20 @@ use super::recipe::{Data, LongRecords};
 use crate::evaluate::suite::{self, Record, SuiteError, hash_share};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-/// Reads a corpus; a record whose licence is not in `licences` is an error that names its line, and so is one with an empty
-/// answer, unless a teacher answers (`taught`).
+/// Reads a corpus; a record whose licence is not allowed is an error that names its line, and so is one of a learnt task with an
+/// empty answer, unless a teacher answers (`taught`).
 ///
 /// # Errors
 /// As [`crate::evaluate::read_suite`].
-pub fn read(path: &Path, licences: &[String], taught: bool) -> Result<Vec<Record>, SuiteError> {
+pub fn read(path: &Path, data: &Data, taught: bool) -> Result<Vec<Record>, SuiteError> {
+    let licences = &data.licences;
     suite::read(path, |record| match licences.contains(&record.licence) {
-        true if record.answer.trim().is_empty() && !taught => Err("answer is empty: nothing can be learnt".to_owned()),
+        true if !taught && data.learns(&record.task) && record.answer.trim().is_empty() => {
+            Err("answer is empty: nothing can be learnt".to_owned())
+        }
         true => Ok(()),
         false => {
             let found = if record.licence.is_empty() { "none".to_owned() } else { format!("`{}`", record.licence) };
@@ -30,7 +33,8 @@ pub fn read(path: &Path, licences: &[String], taught: bool) -> Result<Vec<Record
 /// passed over. Records that no teacher answered are dropped.
 ///
 /// # Errors
-/// A file can't be read, or a line is no such object.
+/// A file can't be read, a line is no such object or answers what another one answered, or two records of several files
+/// have one id.
 pub fn answered(records: Vec<Record>, files: &[PathBuf]) -> Result<Vec<Record>, SuiteError> {
     #[derive(serde::Deserialize)]
     struct Given {
@@ -43,13 +47,23 @@ pub fn answered(records: Vec<Record>, files: &[PathBuf]) -> Result<Vec<Record>, 
     for path in files {
         let text = std::fs::read_to_string(path);
         let text = text.map_err(|error| SuiteError::Unreadable { path: path.clone(), error })?;
-        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        for (index, line) in
+            text.trim_start_matches('\u{feff}').lines().enumerate().filter(|(_, line)| !line.trim().is_empty())
+        {
             let bad = |reason| SuiteError::BadRecord { path: path.clone(), line: index + 1, reason };
             let row: Given = suite::parse(line).map_err(bad)?;
-            if !row.cut && !row.given.trim().is_empty() {
-                given.insert(row.id, row.given);
+            if row.cut || row.given.trim().is_empty() {
+                continue;
             }
+            if given.contains_key(&row.id) {
+                return Err(bad(format!("id `{}` was answered before; keep one answer", row.id)));
+            }
+            given.insert(row.id, row.given);
         }
+    }
+    let mut seen = HashSet::new();
+    if let Some(record) = records.iter().find(|record| !seen.insert(&record.id)) {
+        return Err(SuiteError::SharedId { id: record.id.clone() });
     }
     let with = |record: Record| Some(Record { answer: given.get(&record.id)?.clone(), ..record });
     Ok(records.into_iter().filter_map(with).collect())
@@ -71,7 +85,7 @@ pub fn choose(records: Vec<Record>, data: &Data, seed: u64) -> Chosen {
     let mut chosen = Chosen::default();
     let mut others: BTreeMap<String, Vec<Record>> = BTreeMap::new();
     for record in records {
-        let learnt = data.tasks.is_empty() || data.tasks.contains(&record.task);
+        let learnt = data.learns(&record.task);
         let held_out = hash_share(&record.prompt) < data.holdout_share;
         match (learnt, held_out) {
             (true, false) => chosen.train.push(record),
@@ -147,20 +161,23 @@ mod tests {
     fn licences_that_are_not_allowed_are_refused_by_line() {
         let line = r#"{"id":"1","task":"spam","source":"s","licence":"MIT","prompt":"p","answer":"a"}"#;
         let file = tempfile::NamedTempFile::new().unwrap();
+        let data = Data { licences: vec!["MIT".to_owned()], ..crate::train::recipe::tests::recipe().data };
         for (other, told) in [("unstated", "`unstated`"), ("", "none")] {
             std::fs::write(file.path(), format!("{line}\n{}\n", line.replace("MIT", other))).unwrap();
-            let error = read(file.path(), &["MIT".to_owned()], false).unwrap_err().to_string();
+            let error = read(file.path(), &data, false).unwrap_err().to_string();
             assert!(
                 error.ends_with(&format!(":2: licence: {told}, which is not among the recipe's data.licences (MIT)")),
                 "{error}"
             );
         }
         std::fs::write(file.path(), line).unwrap();
-        assert_eq!(read(file.path(), &["MIT".to_owned()], false).unwrap().len(), 1);
+        assert_eq!(read(file.path(), &data, false).unwrap().len(), 1);
         std::fs::write(file.path(), line.replace("\"a\"", "\" \"")).unwrap();
-        let error = read(file.path(), &["MIT".to_owned()], false).unwrap_err().to_string();
+        let error = read(file.path(), &data, false).unwrap_err().to_string();
         assert!(error.ends_with(":1: answer is empty: nothing can be learnt"), "{error}");
-        assert_eq!(read(file.path(), &["MIT".to_owned()], true).unwrap().len(), 1, "a teacher answers");
+        assert_eq!(read(file.path(), &data, true).unwrap().len(), 1, "a teacher answers");
+        std::fs::write(file.path(), line.replace("\"a\"", "\"\"").replace("spam", "ner")).unwrap();
+        assert_eq!(read(file.path(), &data, false).unwrap().len(), 1, "it is declined whatever its answer is");
     }
 
     #[test]
@@ -177,6 +194,12 @@ mod tests {
         let found = answered(records.clone(), &[file.path().to_owned()]).unwrap();
         assert_eq!(found.len(), 1, "what nobody answered, or not to the end, is not learnt");
         assert_eq!((found[0].id.as_str(), found[0].answer.as_str()), ("one", "by the teacher"));
+        let twice = [records.clone(), vec![record("spam", "one", "gold")]].concat();
+        let error = answered(twice, &[file.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("id `one` is that of several records"), "{error}");
+        std::fs::write(file.path(), format!("\u{feff}{}\n{}\n", rows[0], rows[0])).unwrap();
+        let error = answered(records.clone(), &[file.path().to_owned()]).unwrap_err().to_string();
+        assert!(error.ends_with(":2: id `one` was answered before; keep one answer"), "{error}");
         std::fs::write(file.path(), "{\"id\":\"one\"}\n").unwrap();
         let error = answered(records, &[file.path().to_owned()]).unwrap_err().to_string();
         assert!(error.contains(":1: ") && error.contains("given"), "{error}");

@@ -86,7 +86,7 @@ impl Prepared {
     pub fn new(recipe: Recipe, files: &Files, folder: &Path, notes: Value) -> Result<Self, TrainError> {
         let mut records = Vec::new();
         for path in &files.train {
-            records.extend(corpus::read(path, &recipe.data.licences, !files.answers.is_empty())?);
+            records.extend(corpus::read(path, &recipe.data, !files.answers.is_empty())?);
         }
         if !files.answers.is_empty() {
             records = corpus::answered(records, &files.answers)?;
@@ -204,7 +204,7 @@ fn dev_records(recipe: &Recipe, files: &Files, chosen: &Chosen) -> Result<Vec<Re
         for path in &files.dev {
             records.extend(suite::read(path, |_| Ok(()))?);
         }
-        records.retain(|record| recipe.data.tasks.is_empty() || recipe.data.tasks.contains(&record.task));
+        records.retain(|record| recipe.data.learns(&record.task));
     }
     Ok(suite::sample(records, recipe.data.dev_records))
 }

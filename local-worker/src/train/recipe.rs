@@ -61,6 +61,13 @@ pub struct Data {
     pub dev_records: usize,
 }
 
+impl Data {
+    /// Whether a task's answers are learnt.
+    pub fn learns(&self, task: &str) -> bool {
+        self.tasks.is_empty() || self.tasks.iter().any(|learnt| learnt == task)
+    }
+}
+
 /// What to do with records longer than the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -40,7 +40,7 @@ pub enum JudgeFileError {
     },
     /// The certificate is none.
     #[error("[certificate]: {0}")]
-    Certificate(#[from] CertificateError),
+    Certificate(CertificateError),
 }
 
 #[derive(Deserialize, Serialize)]
@@ -74,7 +74,8 @@ impl JudgeFile {
             return Err(JudgeFileError::Schema { found: raw.schema });
         }
         let certificate = toml::to_string(&raw.certificate).map_err(|error| syntax(&error))?;
-        Ok(Self { certificate: Certificate::parse(&certificate)?, judge: checked(&raw)? })
+        let certificate = Certificate::parse(&certificate).map_err(JudgeFileError::Certificate)?;
+        Ok(Self { certificate, judge: checked(&raw)? })
     }
 
     /// The text of the file.
@@ -83,7 +84,8 @@ impl JudgeFile {
     /// A value that can't be written as TOML; not expected of a fitted judge.
     pub fn to_toml(&self) -> Result<String, JudgeFileError> {
         let syntax = |error: &dyn std::fmt::Display| JudgeFileError::Syntax(error.to_string());
-        let certificate = toml::from_str(&self.certificate.to_toml()?).map_err(|error| syntax(&error))?;
+        let certificate = self.certificate.to_toml().map_err(JudgeFileError::Certificate)?;
+        let certificate = toml::from_str(&certificate).map_err(|error| syntax(&error))?;
         let body = toml::to_string(&self.judge.raw_file(certificate)).map_err(|error| syntax(&error))?;
         Ok(format!("# Written by `sluice train judge`; do not edit: a changed policy needs a new solution.\n{body}"))
     }

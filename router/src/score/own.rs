@@ -138,7 +138,7 @@ impl Owns {
         let meaning = Meaning::of(&embedder, &turns(messages));
         let memory = memory.read().unwrap_or_else(PoisonError::into_inner);
         let (near, sufficed) = memory.rows.count(&meaning, NEAR, 0.5);
-        let score = Score::new(memory.foretell(&meaning, fitted.get()))?;
+        let score = Score::new(memory.foretell(&meaning, fitted.get())).map_err(ScoreError::NotAProbability)?;
         let [.., alone] = memory.shares();
         Ok(Some(Own { score, near, sufficed, trust: 1.0 - alone }))
     }

@@ -168,11 +168,8 @@ fn train(
     data.extend(arguments.data.iter().cloned());
     let recipe = student_recipe(folder, serving, recipe, arguments.recipe.as_deref())?;
     // Held-out answers are looked at on the way; where there are none, those that the recipe holds out.
-    let dev = if corpus.rows.1 > 0 && recipe_takes(&recipe, TASK) {
-        vec![folder.unchanged(&corpus.test)?]
-    } else {
-        Vec::new()
-    };
+    let dev =
+        if corpus.rows.1 > 0 && recipe.data.learns(TASK) { vec![folder.unchanged(&corpus.test)?] } else { Vec::new() };
     let files = Files { train: data, dev, ..Files::default() };
     let prepared = Prepared::new(recipe, &files, &folder.file("student"), serde_json::Value::Null)?;
     tell_plan(&prepared.plan(), out)?;
@@ -182,10 +179,6 @@ fn train(
     folder.run.student = Some(made(&model, began)?);
     writeln!(out, "student: {}", model.display())?;
     Ok(folder.save()?)
-}
-
-fn recipe_takes(recipe: &Recipe, task: &str) -> bool {
-    recipe.data.tasks.is_empty() || recipe.data.tasks.iter().any(|taken| taken == task)
 }
 
 fn made(model: &Path, began: Instant) -> anyhow::Result<Made> {

@@ -16,7 +16,7 @@ pub const ORACLE: &str = "oracle";
 /// Why the rules cannot be computed.
 #[derive(Debug, thiserror::Error)]
 #[error("the sentence vectors for neighbours cannot be used: {0}")]
-pub struct BaselineError(#[from] EmbedError);
+pub struct BaselineError(EmbedError);
 
 /// Computes the rules; keeps sentence vectors of prompts it has seen.
 pub struct Baseline {
@@ -27,7 +27,7 @@ pub struct Baseline {
 impl Baseline {
     /// With the bundled sentence vectors.
     pub fn new() -> Result<Self, BaselineError> {
-        Ok(Self { embedder: StaticEmbedder::bundled()?, vectors: HashMap::new() })
+        Ok(Self { embedder: StaticEmbedder::bundled().map_err(BaselineError)?, vectors: HashMap::new() })
     }
 
     /// Scores of the test rows by each rule, in the order of [`BASELINES`]; higher stays with the small model.
