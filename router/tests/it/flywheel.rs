@@ -226,6 +226,17 @@ fn run_of(folder: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(folder.join("flywheel.json")).unwrap()).unwrap()
 }
 
+/// Waits for a model that the policies name by now.
+async fn loaded(house: &House, model: &str) {
+    for _ in 0..600 {
+        if house.app.workers().iter().any(|(id, _)| id.as_str() == model) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{model} was not loaded");
+}
+
 /// Which model is chosen for a question, and why.
 async fn decided(house: &House, number: usize) -> (String, String) {
     let answer = complete(&mut house.client.clone(), sluice_proto::client::ask(easy(number))).await.unwrap();
@@ -253,12 +264,7 @@ async fn recorded_traffic_becomes_a_model_that_is_tried_promoted_and_taken_back(
 
     // The gateway takes it in, and shows it to nobody.
     assert!(house.app.services().registry.reload().unwrap());
-    for _ in 0..600 {
-        if house.app.workers().iter().any(|(id, _)| id.as_str() == candidate) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    loaded(&house, &candidate).await;
     for number in RECORDED..RECORDED + ASKED {
         let (model, code) = decided(&house, number).await;
         assert_eq!((model.as_str(), code.as_str()), ("sluice-nano", "score_above_threshold"));
@@ -303,6 +309,7 @@ async fn recorded_traffic_becomes_a_model_that_is_tried_promoted_and_taken_back(
     assert!(called(&back).await.unwrap().contains("sluice-nano serves again"));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
     assert!(house.app.services().registry.reload().unwrap());
+    loaded(&house, "sluice-nano").await;
     assert_eq!(decided(&house, number + 1).await, ("sluice-nano".to_owned(), "score_above_threshold".to_owned()));
     let catalog = std::fs::read_to_string(folder.path().join("models.toml")).unwrap();
     assert!(!catalog.contains(&candidate) && !folder.path().join("turning.candidate.toml").exists());
