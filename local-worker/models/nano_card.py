@@ -89,17 +89,22 @@ def hand_offs(folder):
     test = read(folder, "test")
     served = {key for key, _, _ in SERVED}
     rows = [test[key] for key in test if key in served]
-    others = {key: task for key, task in test.items() if key not in served and key != "handoff"}
+    others = [task for key, task in test.items() if key not in served and key != "handoff"]
     asked = [task["json_parses"] for task in rows if "json_parses" in task]
     parse = sum(one["n"] * one["value"] for one in asked) / sum(one["n"] for one in asked)
     print(f"\nJSON that parses, of what is served: {percent(parse)}")
     print(f"`handoff`: {percent(test['handoff']['value'])} of {test['handoff']['n']}")
-    off, n = sum(task["handed_off"] for task in others.values()), sum(task["n"] for task in others.values())
+    off, n = declined(others)
     print(f"tasks handed off: {len(others)}, {percent(off / n)} of {n:,}")
-    worst = sorted(others, key=lambda key: others[key]["handed_off"] / others[key]["n"])[:4]
-    print("  least: " + ", ".join(f"{key} {percent(others[key]['handed_off'] / others[key]['n'])}" for key in worst))
-    off, n = sum(task["handed_off"] for task in rows), sum(task["n"] for task in rows)
+    shares = {task["task"]: task["handed_off"] / task["n"] for task in others}
+    print("  least: " + ", ".join(f"{key} {percent(shares[key])}" for key in sorted(shares, key=shares.get)[:4]))
+    off, n = declined(rows)
     print(f"declined although served: {off} of {n:,}")
+
+
+def declined(tasks):
+    """Questions of tasks that were handed off, and all."""
+    return sum(task["handed_off"] for task in tasks), sum(task["n"] for task in tasks)
 
 
 def official(folder):
@@ -112,15 +117,15 @@ def official(folder):
     for source, asked in sorted(rows.items()):
         outside = [row for row in asked if row["answer"] == OUT_OF_SCOPE]
         inside = [row for row in asked if row["answer"] != OUT_OF_SCOPE]
-        print(f"| {source} | {percent(part(inside, lambda row: row['right']))} | {len(inside):,} |")
+        print(f"| {source} | {percent(right(inside))} | {len(inside):,} |")
         if outside:
             given = [row for row in asked if row["given"] == OUT_OF_SCOPE]
-            print(f"| … out of scope, recall | {percent(part(outside, lambda row: row['right']))} | {len(outside):,} |")
-            print(f"| … precision | {percent(part(given, lambda row: row['right']))} | {len(given):,} |")
+            print(f"| … out of scope, recall | {percent(right(outside))} | {len(outside):,} |")
+            print(f"| … precision | {percent(right(given))} | {len(given):,} |")
 
 
-def part(rows, holds):
-    return sum(map(holds, rows)) / len(rows) if rows else None
+def right(rows):
+    return sum(row["right"] for row in rows) / len(rows) if rows else None
 
 
 def unseen(folder):

@@ -4,7 +4,7 @@
 # RECORDS_FOLDER is what nano_records.py wrote, CORPUS_FOLDER and ROUTING_FOLDER hold the project's data sets. Then
 #   nano_card.py OUT_FOLDER                                               the tables of the card
 #   sluice train scorer --outcomes OUT_FOLDER/outcomes.jsonl --out sluice-nano-v1.scorer --solve POLICY.toml...
-# Two evaluations run side by side, a thread each. Needs SLUICE, a binary, or builds it, and python3 with the package `blake3`.
+# Two evaluations run side by side, a thread each. Needs SLUICE, a binary, or builds it, and python3.
 set -euo pipefail
 model=$(realpath "$1") records=$(realpath "$2") corpus=$(realpath "$3") routing=$(realpath "$4")
 sluice=${SLUICE:-} python=$(command -v "${PYTHON:-python3}")

@@ -2,24 +2,21 @@
 """What counting words comes to on SST-2 with the texts that sluice-nano may learn from: `nano_floor.py train.jsonl.gz test.jsonl.gz`.
 
 Multinomial naive Bayes on words and bigrams, as the corpus' README has it (the best of three smoothings on the test texts), learnt
-from the texts of reviews, of GoEmotions (positive and negative ones), and of both. Needs the package `blake3`.
+from the texts of reviews, of GoEmotions (positive and negative ones), and of both.
 """
 
-import gzip
-import json
 import math
 import re
 import sys
 
-from nano_records import Texts
+from nano_texts import Texts, read
 
 SMOOTHINGS = (0.1, 0.3, 1.0)
 
 
 def texts(path, sources):
     """The text, its label and its source for each question about sentiment that can be taken apart, each text once."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        records = [row for row in map(json.loads, file) if row["task"] == "sentiment" and row["source"] in sources]
+    records = [row for row in read(path) if row["task"] == "sentiment" and row["source"] in sources]
     finder, seen = Texts(records), {}
     for row in records:
         text = finder.find(row)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from nano_stages import FIRST
+from nano_texts import read
 
 SERVED = FIRST.keys() - {"handoff"}
 ROUTING = ("routellm_mmlu", "routellm_gsm8k", "zeroeval_gsm", "zeroeval_math-l5", "zeroeval_crux", "llmrouter")
@@ -39,11 +40,6 @@ ASKS = (
     "Give step-by-step instructions for {0}.", "Which books should I read on {0}, and why?", "Write SQL tables for {0}.",
     "Write a dialogue between a doctor and a patient about {0}.", "Design an experiment about {0}.",
 )
-
-
-def read(path):
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def main():

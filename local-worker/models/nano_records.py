@@ -27,6 +27,7 @@ import blake3
 from nano_fields import Fields, lists_of, objects
 from nano_forms import CLOSED, LANGUAGE_NAMES, NAMES, NOUNS, OWN, OWN_LISTS, OWN_MORE, RENAMED, SAME_NAMES, SYSTEM
 from nano_stages import PASSES
+from nano_texts import SETS, Texts, closed_text, plain, read, shown_list, text_of, without_system, written_in
 
 DECLINED = 260  # of each other task
 DECLINED_MORE = {"emotion": 500, "same_intent": 500, "ner_json": 500, "string_case": 500}
@@ -58,7 +59,6 @@ OTHER_KINDS = (
     ("fact", "opinion"), ("toxic", "clean"), ("left", "right", "centre"), ("high", "medium", "low"), ("poem", "prose"),
 )
 
-SETS = ("clinc150", "banking77", "hwu64")
 OFTEN_SAID = re.compile(r"^(I('m| am) (going|planning|about) to|I plan to|I need to|I want to|Should I|I think)")
 DANGER = re.compile(r"\b(kill(ing)? my ?self|suicid|hurt(ing)? my ?self|harm(ing)? my ?self|cut(ting)? my ?self|end (my|it) |to die\b|die\b)", re.I)
 POSITIVE = "joy admiration approval gratitude love amusement excitement caring optimism pride relief desire".split()
@@ -70,35 +70,6 @@ NEGATIVE = (
 def share(text):
     """As the trainer's holdout_share: what v0 was not trained on is not trained on now."""
     return (int.from_bytes(blake3.blake3(plain(text).encode()).digest()[:8], "little") >> 11) / 2**53
-
-
-def plain(text):
-    return "".join(c for c in text.lower() if c.isalnum())
-
-
-def without_system(prompt):
-    for line in SYSTEM:
-        if prompt.startswith(line + "\n\n"):
-            return prompt[len(line) + 2 :]
-    return prompt
-
-
-def closed_text(prompt, names):
-    """The text and the label set of a question without a list."""
-    prompt = without_system(prompt)
-    for name in names:
-        for before, after in CLOSED:
-            before, after = before.replace("{set}", name), after.replace("{set}", name)
-            if prompt.startswith(before) and prompt.endswith(after) and len(prompt) > len(before) + len(after):
-                text = prompt[len(before) : len(prompt) - len(after)]
-                if before.startswith("{"):
-                    try:
-                        text = json.loads(text)
-                    except json.JSONDecodeError:
-                        continue
-                if (before or after) and "\n" not in text.strip("\n"):
-                    return text, name
-    return None
 
 
 def closed_prompt(rng, text, name, own_words=OWN_WORDS, own=OWN):
@@ -116,14 +87,6 @@ def fewer_words(rng, text, texts=DROP_WORDS, words_of_it=DROP_WORD):
         return text
     kept = [word for word in words if rng.random() > words_of_it]
     return " ".join(kept) if len(kept) >= 3 else text
-
-
-def shown_list(prompt, labels):
-    """What stands between two labels in the prompt, if they are all there, one after the other."""
-    start = prompt.find(labels[0])
-    end = prompt.find(labels[1], start + len(labels[0]))
-    between = prompt[start + len(labels[0]) : end] if start >= 0 and end > start else ""
-    return between if between and prompt.count(between.join(labels)) == 1 else None
 
 
 def respelt(rng, label):
@@ -198,51 +161,6 @@ def as_sentiment(rng, record):
     for one, other in (("emotions", "sentiments"), ("Emotions", "Sentiments"), ("emotion", "sentiment"), ("Emotion", "Sentiment")):
         prompt = prompt.replace(one, other)
     return prompt, mapped
-
-
-def text_of(prompt, labels):
-    """The text that a prompt of one of the usual forms asks about, or nothing."""
-    between = shown_list(without_system(prompt), labels)
-    if between is None:
-        return None
-    prompt = without_system(prompt).replace(between.join(labels), "")
-    for mark in ("Text: ", "Input: ", "Message: ", "### Text\n", "### Message\n", "### Headline\n", "Headline: ", "---\n"):
-        at = prompt.find(mark)
-        if at >= 0:
-            return prompt[at + len(mark) :].split("\n")[0]
-    return None
-
-
-class Texts:
-    """Finds the text that a question with a list of labels asks about: the one line of the prompt that few prompts have."""
-
-    COMMON = 5  # prompts that have a line that is not a text
-
-    def __init__(self, records):
-        self.having = {}
-        for record in records:
-            for line in set(self.lines(record)):
-                self.having[line] = self.having.get(line, 0) + 1
-
-    @staticmethod
-    def lines(record):
-        labels, prompt = record.get("labels") or (), without_system(record["prompt"])
-        between = shown_list(prompt, labels) if len(labels) > 1 else None
-        if between is None:
-            return []
-        return [line for line in prompt.replace(between.join(labels), "[]").split("\n") if len(line) > 1]
-
-    def find(self, record):
-        prompt = without_system(record["prompt"])
-        if prompt.startswith("{"):
-            return json.loads(prompt).get("text")
-        rare = [line for line in self.lines(record) if self.having.get(line, 0) < self.COMMON]
-        if len(rare) != 1:
-            return None
-        if "[]" not in rare[0]:
-            return re.sub(r"^[A-Z][a-z]+( [a-z]+){0,2}: ", "", rare[0])
-        beside = re.search(r'"(.+)"', rare[0]) or re.search(r"\[\]\W*: (.+)$", rare[0])
-        return beside[1] if beside else None
 
 
 def unfamiliar(rng, record, questions):
@@ -344,11 +262,6 @@ def requests(records):
     return {id: (text, fields.best(names)) for id, (text, names) in asked.items()}
 
 
-def written_in(prompt, text):
-    """A text as it stands in a prompt, which may be JSON."""
-    return json.dumps(text, ensure_ascii=False)[1:-1] if prompt.startswith("{") else text
-
-
 def as_asked(rng, text, label, asked, texts=None):
     """A text with its label in the form and with the list of one of these questions, such as a closed question's as one about topics."""
     like = rng.choice(asked)
@@ -446,8 +359,7 @@ def main():
     passes_of = PASSES[stage - 1]
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
-    with gzip.open(source, "rt", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    records = read(source)
     served = set(passes_of)
     held = [r for r in records if r["task"] in served and share(r["prompt"]) < HELD_OUT]
     ids = {r["id"] for r in held}

@@ -11,7 +11,7 @@ import json
 import random
 import sys
 
-from nano_records import SETS, closed_text, text_of
+from nano_texts import SETS, closed_text, read, text_of
 
 PHRASINGS = (
     ("What would {set} call this request? >> ", " <<"),
@@ -35,8 +35,7 @@ WORDS = {
 
 def main():
     rng = random.Random(13)
-    with gzip.open(sys.argv[1], "rt", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    records = read(sys.argv[1])
     made = []
 
     def add(record, task, prompt, answer, labels=None):
